@@ -1,0 +1,37 @@
+# `make quickstart` and `make test` need nothing but Python >= 3.11 with venv; every target sets up .venv by itself.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: quickstart test test-all check bench bench-full clean-venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is needed (on Debian: apt-get install python3 python3-venv)"; exit 1; }
+	@echo "Setting up .venv with $(PYTHON) (about a minute; 6 GB of disk)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)  ## set-up and a real run: embedded digits, two Ray workers, two stages, sqlite MLflow
+	$(BIN)/orchestrator run jobs/quickstart.yaml --resume never
+
+test: $(STAMP)  ## set-up and the tests; one real Ray run and one real job submission among them
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-all: $(STAMP)  ## all tests, the slow ones too
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## smoke of every benchmark, 20 minutes on 2 cores
+	$(BIN)/python -m benchmarks.run
+
+bench-full: $(STAMP)  ## the published numbers
+	$(BIN)/python -m benchmarks.run --full

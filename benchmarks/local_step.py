@@ -1,0 +1,181 @@
+"""Local step against BP: images/s and activation memory of the same network on one device.
+
+    python -m benchmarks.local_step [--full] [--device cuda]
+
+Both sides: same layers, batch, optimizer, random images already on the device, one thread on CPU. Interleaved,
+five repetitions or more; memory is what autograd keeps for backward, counted by storage, on a GPU the peak
+allocated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from benchmarks.common import publish, spread
+from hff.architectures import HeadOptions, build_layers
+from hff.layers import LocalLayer
+from hff.local import local_forward_backward, local_update, make_optimizer
+from hff.shapes import VggOptions
+
+Step = Callable[[Tensor, Tensor], None]
+
+NETWORKS: dict[str, tuple[VggOptions, int, int, int]] = {
+    # name: options, image size, batch, classes
+    "VGG 64-128-256-256, 32 px": (VggOptions(widths=(64, 128, 256, 256), pool_after=(0, 1, 2)), 32, 100, 10),
+    "VGG-13-like, 224 px": (
+        VggOptions(
+            widths=(64, 64, 128, 128, 256, 256, 512, 512, 512, 512), pool_after=(1, 3, 5, 7, 9), head_grid=2
+        ),
+        224,
+        8,
+        1000,
+    ),
+}
+
+
+def _layers(options: VggOptions, size: int, classes: int, kind: str) -> list[LocalLayer]:
+    head = HeadOptions(kind="linear" if kind == "bp" else "prototype", num_classes=classes)
+    return build_layers(options, (3, size, size), head, seed=0, end_to_end=kind == "bp")
+
+
+def local_step(layers: Sequence[LocalLayer]) -> Step:
+    optimizers = [make_optimizer(layer, "adamw", lr=1e-3) for layer in layers]
+
+    def step(x: Tensor, target: Tensor) -> None:
+        for layer, optimizer in zip(layers, optimizers, strict=True):
+            update = local_forward_backward(layer, x, target, count=len(target))
+            local_update(layer, optimizer)
+            x = update.output
+
+    return step
+
+
+def bp_step(layer: LocalLayer, *, recomputed: bool = False, pieces: int = 1) -> Step:
+    """BP over the same layers; with activation recomputation, or in `pieces` accumulated micro-batches."""
+    optimizer = make_optimizer(layer, "adamw", lr=1e-3)
+    bodies = list(layer.body) if isinstance(layer.body, nn.Sequential) else [layer.body]
+
+    def forward(x: Tensor) -> Tensor:
+        for body in bodies:
+            x = recompute(body, x, use_reentrant=False) if recomputed else body(x)
+        return layer.head(x)
+
+    def step(x: Tensor, target: Tensor) -> None:
+        for x_part, t_part in zip(x.chunk(pieces), target.chunk(pieces), strict=True):
+            loss = layer.head.loss(forward(x_part), t_part).sum() / len(target)
+            loss.backward()
+        local_update(layer, optimizer)
+
+    return step
+
+
+def saved_bytes(step: Step, x: Tensor, target: Tensor) -> int:
+    """Largest sum of distinct storages that autograd holds for backward at any time of one step."""
+    if x.is_cuda:
+        step(x, target)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(x, target)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    held: dict[int, list[int]] = {}
+    peak = 0
+
+    class Token:
+        """Lives as long as autograd needs the tensor."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal peak
+            self.tensor = tensor
+            storage = tensor.untyped_storage()
+            self.address = storage.data_ptr()
+            entry = held.setdefault(self.address, [0, storage.nbytes()])
+            entry[0] += 1
+            peak = max(peak, sum(size for _, size in held.values()))
+
+        def __del__(self) -> None:
+            entry = held[self.address]
+            entry[0] -= 1
+            if entry[0] == 0:
+                del held[self.address]
+
+    with torch.autograd.graph.saved_tensors_hooks(Token, lambda token: token.tensor):
+        step(x, target)
+    return peak
+
+
+def seconds(step: Step, x: Tensor, target: Tensor, steps: int) -> float:
+    began = time.perf_counter()
+    for _ in range(steps):
+        step(x, target)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / steps
+
+
+def measure(name: str, device: torch.device, repetitions: int, window_s: float) -> list[dict[str, Any]]:
+    options, size, batch, classes = NETWORKS[name]
+    if device.type == "cuda":
+        batch *= 8
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, size, size, generator=generator).to(device)
+    target = torch.randint(classes, (batch,), generator=generator).to(device)
+
+    def fresh_bp() -> LocalLayer:
+        return _layers(options, size, classes, "bp")[0].to(device)
+
+    variants: dict[str, Step] = {
+        "BP": bp_step(fresh_bp()),
+        "BP + checkpointing": bp_step(fresh_bp(), recomputed=True),
+        "BP + accumulation of 4": bp_step(fresh_bp(), pieces=4),
+        "local, S0": local_step([layer.to(device) for layer in _layers(options, size, classes, "hff")]),
+    }
+    memory = {key: saved_bytes(step, x, target) for key, step in variants.items()}
+    steps = {key: max(1, round(window_s / seconds(step, x, target, 1))) for key, step in variants.items()}
+    times: dict[str, list[float]] = {key: [] for key in variants}
+    for _ in range(repetitions):
+        for key, step in variants.items():
+            times[key].append(seconds(step, x, target, steps[key]))
+    return [
+        {
+            "network": name,
+            "method": key,
+            "images/s against BP": spread([b / t for b, t in zip(times["BP"], times[key], strict=True)]),
+            "activation memory against BP": memory[key] / memory["BP"],
+            "batch": batch,
+            "device": device.type,
+        }
+        for key in variants
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="nine repetitions of 3 s instead of five of 1 s")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
+    rows = []
+    for device in devices:
+        for name in NETWORKS:
+            rows += measure(name, device, *((9, 3.0) if arguments.full else (5, 1.0)))
+    notes = [] if len(devices) > 1 else ["GPU: not measured (no GPU on this machine)"]
+    publish(
+        "local_step",
+        "python -m benchmarks.local_step" + (" --full" if arguments.full else ""),
+        "Local step against BP, one device, one CPU thread",
+        rows,
+        notes,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Hyperspherical Forward-Forward: greedy, strictly local training of networks. Needs torch alone."""

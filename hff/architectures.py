@@ -1,0 +1,99 @@
+"""From options to layers. The bits of layer k depend on the seed and k alone, not on who builds it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from hff.layers import LocalLayer, conv_body, linear_body
+from hff.objectives import Head, LinearHead, PrototypeHead
+from hff.randomness import derive_seed, seeded
+from hff.shapes import HeadShape, LayerShape, MlpOptions, Options, describe
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What every local head is; the fields after `num_classes` concern prototypes, the last one both kinds."""
+
+    kind: str = "prototype"
+    num_classes: int = 10
+    prototypes_per_class: int = 1
+    margin: float = 0.0
+    scale: float = 32.0
+    scale_min: float = 16.0
+    scale_max: float = 64.0
+    learn_scale: bool = True
+    sharpness: float = 10.0
+    label_smoothing: float = 0.0
+
+    @property
+    def shape(self) -> HeadShape:
+        return HeadShape(self.kind, self.num_classes, self.prototypes_per_class)
+
+
+def build_layers(
+    options: Options,
+    input_shape: Sequence[int],
+    head: HeadOptions,
+    *,
+    seed: int,
+    block_size: int = 1,
+    end_to_end: bool = False,
+    only: Iterable[int] | None = None,
+) -> list[LocalLayer]:
+    """Build the locally trained units of an architecture, or those numbered in `only`.
+
+    Units are float32 on the CPU. Raises ValueError where the shapes do not fit.
+    """
+    bodies = describe(options, input_shape, head.shape)
+    units = describe(options, input_shape, head.shape, block_size, end_to_end)
+    size = len(bodies) if end_to_end else block_size
+    wanted = range(len(units)) if only is None else only
+    layers = []
+    for index in wanted:
+        with seeded(derive_seed(seed, "init", index)):
+            first = index * size
+            numbers = range(first, min(first + size, len(bodies)))
+            made = [_body(options, n, bodies[n]) for n in numbers]
+            body = made[0] if len(made) == 1 else nn.Sequential(*made)
+            layers.append(LocalLayer(units[index].name, body, _head(options, head, units[index])))
+    return layers
+
+
+def _body(options: Options, index: int, shape: LayerShape) -> nn.Module:
+    if isinstance(options, MlpOptions):
+        return linear_body(
+            math.prod(shape.input), shape.output[0], norm=options.norm, dropout=options.dropout
+        )
+    return conv_body(
+        shape.input[0],
+        shape.output[0],
+        kernel=options.first_kernel if index == 0 else 3,
+        stride=options.first_stride if index == 0 else 1,
+        norm=options.norm,
+        pool=index in options.pool_after,
+    )
+
+
+def _head(options: Options, head: HeadOptions, shape: LayerShape) -> Head:
+    grid = 1 if isinstance(options, MlpOptions) else options.head_grid
+    if head.kind == "linear":
+        return LinearHead(
+            shape.head_features, head.num_classes, grid=grid, label_smoothing=head.label_smoothing
+        )
+    return PrototypeHead(
+        shape.head_features,
+        head.num_classes,
+        grid=grid,
+        prototypes_per_class=head.prototypes_per_class,
+        margin=head.margin,
+        scale=head.scale,
+        scale_min=head.scale_min,
+        scale_max=head.scale_max,
+        learn_scale=head.learn_scale,
+        sharpness=head.sharpness,
+        label_smoothing=head.label_smoothing,
+    )

@@ -1,0 +1,55 @@
+"""Layer bodies and the unit that trains on its own: a body and its head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from hff.objectives import Head
+
+
+class LocalLayer(nn.Module):
+    """One locally trained unit: `body` makes the features that go on, `head` judges them."""
+
+    def __init__(self, name: str, body: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.name, self.body, self.head = name, body, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features, without the head."""
+        y: Tensor = self.body(x)
+        return y
+
+
+def make_norm(norm: str, width: int, *, spatial: bool) -> list[nn.Module]:
+    """The norm of a body as a list of none or one module; `spatial` for maps (B, C, H, W)."""
+    if norm == "none":
+        return []
+    if norm == "batch":
+        return [nn.BatchNorm2d(width) if spatial else nn.BatchNorm1d(width)]
+    if norm == "group" and spatial:
+        return [nn.GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if width % g == 0), width)]
+    if norm == "layer" and not spatial:
+        return [nn.LayerNorm(width)]
+    raise ValueError(f"norm must be batch, {'group' if spatial else 'layer'} or none, got {norm!r}")
+
+
+def linear_body(fan_in: int, width: int, *, norm: str, dropout: float) -> nn.Sequential:
+    """Flatten, linear, norm, ReLU, dropout."""
+    modules: list[nn.Module] = [nn.Flatten(), nn.Linear(fan_in, width, bias=norm == "none")]
+    modules += make_norm(norm, width, spatial=False)
+    modules.append(nn.ReLU(inplace=norm != "none"))
+    if dropout:
+        modules.append(nn.Dropout(dropout))
+    return nn.Sequential(*modules)
+
+
+def conv_body(channels: int, width: int, *, kernel: int, stride: int, norm: str, pool: bool) -> nn.Sequential:
+    """Convolution, norm, ReLU and, where asked, a 2x2 max-pool."""
+    modules: list[nn.Module] = [
+        nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=norm == "none")
+    ]
+    modules += make_norm(norm, width, spatial=True)
+    modules.append(nn.ReLU(inplace=True))
+    if pool:
+        modules.append(nn.MaxPool2d(2))
+    return nn.Sequential(*modules)

@@ -1,0 +1,85 @@
+"""A greedy network in one process: every layer learns alone, all may vote.
+
+Shape letters: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hff.layers import LocalLayer
+from hff.local import LocalUpdate, local_forward_backward, local_update
+
+Vote = str | Sequence[float]
+
+
+def vote_weights(vote: Vote, layers: int) -> tuple[float, ...]:
+    """Weight of each layer's vote: `last`, `equal`, or one non-negative number per layer."""
+    if vote == "last":
+        return (0.0,) * (layers - 1) + (1.0,)
+    if vote == "equal":
+        return (1.0 / layers,) * layers
+    if isinstance(vote, str):
+        raise ValueError(f"vote must be last, equal or one weight per layer, got {vote!r}")
+    weights = tuple(float(w) for w in vote)
+    if len(weights) != layers or min(weights) < 0 or max(weights) == 0:
+        raise ValueError(f"vote needs {layers} weights >= 0, not all zero, got {list(weights)}")
+    return weights
+
+
+class GreedyNetwork(nn.Module):
+    """Layers in order; each hands on its detached output."""
+
+    def __init__(self, layers: Sequence[LocalLayer], vote: Vote = "last") -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.weights = vote_weights(vote, len(layers))
+
+    def _layers(self) -> list[LocalLayer]:
+        return [layer for layer in self.layers if isinstance(layer, LocalLayer)]
+
+    def layer_logits(self, x: Tensor) -> list[Tensor]:
+        """Logits (B, C) of every layer."""
+        logits = []
+        for layer in self._layers():
+            x = layer(x)
+            logits.append(layer.head(x))
+        return logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weighted sum of the layers' log-probabilities, (B, C) float32: the class is its argmax."""
+        votes = [
+            weight * torch.log_softmax(logit_BC.float(), dim=1)
+            for weight, logit_BC in zip(self.weights, self.layer_logits(x), strict=True)
+            if weight
+        ]
+        return torch.stack(votes).sum(dim=0)
+
+    def train_step(
+        self, x: Tensor, target: Tensor, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> list[LocalUpdate]:
+        """One greedy step: each layer trains on the batch and hands on its output."""
+        updates = []
+        for layer, optimizer in zip(self._layers(), optimizers, strict=True):
+            layer.train()
+            update = local_forward_backward(layer, x, target, count=len(target))
+            local_update(layer, optimizer)
+            updates.append(update)
+            x = update.output
+        return updates
+
+    def hand_on(self, y: Tensor) -> Tensor:
+        """What the next layer gets: the values without their history."""
+        return y.detach()
+
+    def local_losses(self, x: Tensor, target: Tensor) -> list[Tensor]:
+        """Mean loss of every layer with its graph kept, for the audit."""
+        losses = []
+        for layer in self._layers():
+            y = layer(x)
+            losses.append(layer.head.loss(layer.head(y), target).mean())
+            x = self.hand_on(y)
+        return losses

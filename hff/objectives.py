@@ -1,0 +1,115 @@
+"""Local heads: what turns a layer's features into class logits and a loss of its own.
+
+Shape letters: B batch, C classes, M prototypes per class, D features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hff.sphere import EPSILON, margin_loss, normalise, prototype_scores
+
+
+class Head(nn.Module):
+    """Features to class logits, and the loss that trains one layer. `grid` pools maps before flattening."""
+
+    def __init__(self, features: int, num_classes: int, grid: int, label_smoothing: float) -> None:
+        super().__init__()
+        self.features, self.num_classes = features, num_classes
+        self.grid, self.label_smoothing = grid, label_smoothing
+
+    def flat(self, y: Tensor) -> Tensor:
+        """Pool a map (B, C, H, W) to at most grid x grid and flatten; (B, D) stays. Not in reduced precision."""
+        if y.dim() == 4:
+            size = (min(self.grid, y.shape[2]), min(self.grid, y.shape[3]))
+            if size != tuple(y.shape[2:]):
+                y = F.adaptive_avg_pool2d(y, size)
+        y = y.flatten(1)
+        return y if y.dtype == torch.float64 else y.float()
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Logits (B, C) of a layer's output."""
+        with torch.autocast(y.device.type, enabled=False):
+            return self.logits(self.flat(y))
+
+    def logits(self, feature_BD: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def loss(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
+        """Loss of each sample, (B,)."""
+        return F.cross_entropy(logit_BC, target_B, reduction="none", label_smoothing=self.label_smoothing)
+
+    def constrain_(self) -> None:
+        """Bring the parameters back to where they belong after an update."""
+
+
+class LinearHead(Head):
+    """A linear classifier with cross-entropy: the "pred" loss of Noekland and Eidnes 2019, Mono-Forward 2025."""
+
+    def __init__(self, features: int, num_classes: int, *, grid: int, label_smoothing: float = 0.0) -> None:
+        super().__init__(features, num_classes, grid, label_smoothing)
+        self.linear = nn.Linear(features, num_classes)
+
+    def logits(self, feature_BD: Tensor) -> Tensor:
+        logit_BC: Tensor = self.linear(feature_BD)
+        return logit_BC
+
+
+class PrototypeHead(Head):
+    """Unit features against learned unit prototypes, scaled and with a margin (HFF, arXiv 2605.00082).
+
+    The scale is learnable inside [scale_min, scale_max] through a sigmoid; with `learn_scale` false it stays at
+    `scale`. Raises ValueError unless 0 < scale_min < scale < scale_max (when it learns).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        *,
+        grid: int,
+        prototypes_per_class: int = 1,
+        margin: float = 0.0,
+        scale: float = 32.0,
+        scale_min: float = 16.0,
+        scale_max: float = 64.0,
+        learn_scale: bool = True,
+        sharpness: float = 10.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(features, num_classes, grid, label_smoothing)
+        if learn_scale and not 0 < scale_min < scale < scale_max:
+            raise ValueError(f"scale must lie between scale_min {scale_min} and scale_max {scale_max}, got {scale}")
+        self.margin, self.sharpness, self.learn_scale = margin, sharpness, learn_scale
+        self.scale_min, self.scale_max, self.fixed_scale = scale_min, scale_max, scale
+        self.prototypes = nn.Parameter(torch.randn(num_classes, prototypes_per_class, features))
+        start = math.log((scale - scale_min) / (scale_max - scale)) if learn_scale else 0.0
+        self.raw_scale = nn.Parameter(torch.tensor(start), requires_grad=learn_scale)
+        self.constrain_()
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor between cosines and logits, a scalar."""
+        if not self.learn_scale:
+            return torch.full_like(self.raw_scale, self.fixed_scale)
+        return self.scale_min + (self.scale_max - self.scale_min) * torch.sigmoid(self.raw_scale)
+
+    def unit_prototypes(self) -> Tensor:
+        """The prototypes on the sphere, (C, M, D)."""
+        return F.normalize(self.prototypes, dim=-1, eps=EPSILON)
+
+    def logits(self, feature_BD: Tensor) -> Tensor:
+        scores = prototype_scores(normalise(feature_BD), self.unit_prototypes(), self.sharpness)
+        return self.scale * scores
+
+    def loss(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
+        return margin_loss(logit_BC, target_B, self.scale, self.margin, self.label_smoothing)
+
+    @torch.no_grad()
+    def constrain_(self) -> None:
+        # Prototypes normalise in the forward pass; keeping them at length one keeps their learning rate constant.
+        self.prototypes.copy_(F.normalize(self.prototypes, dim=-1, eps=EPSILON))

@@ -1,0 +1,220 @@
+"""The command line: words to calls, errors to exit codes. Everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from orchestrator.errors import EXIT_DONE, EXIT_JOB, EXIT_OTHER, JobError, OrchestratorError
+
+_EPILOG = """\
+examples:
+  orchestrator run jobs/quickstart.yaml                   train; again: resume, or say that it is finished
+  orchestrator run jobs/mnist.yaml --set train.lr=2e-3    change one value
+  orchestrator check jobs/imagenet.yaml                   every mistake in a job file, offline
+  orchestrator plan jobs/imagenet.yaml --workers 2,4,8    who would own which layers
+  orchestrator data pack my-images/ data/my-images        image folder -> WebDataset shards and index
+  orchestrator report runs/quickstart                     one HTML page
+
+exit codes: 0 done, 2 bad job file or command, 3 bad data, 4 bad or missing checkpoint,
+            75 interrupted and resumable, 1 anything else
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our way of saying that a command is wrong."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise JobError(f"{message}\nSee {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="orchestrator",
+        description="Train greedy, layer-local networks: one YAML, one machine or a Ray cluster.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    job = _Parser(add_help=False)
+    job.add_argument("job", metavar="JOB", help="a job file (YAML)")
+    job.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="A.B=C",
+        action="append",
+        default=[],
+        help="change one value of the job; may be given several times",
+    )
+
+    run = commands.add_parser("run", parents=[job], help="train; resumes an unfinished run of this name")
+    run.add_argument(
+        "--seeds", metavar="S,S,..", help="one run per seed, named NAME-seed-S, with mean and deviation"
+    )
+    run.add_argument("--summary", metavar="FILE", type=Path, help="also write summary.json here")
+    run.add_argument(
+        "--resume",
+        choices=("auto", "never", "must"),
+        default="auto",
+        help="auto: go on where there is a checkpoint (default); never: start afresh, the earlier folder is "
+        "renamed; must: fail without a checkpoint",
+    )
+
+    commands.add_parser("check", parents=[job], help="validate a job file offline, without torch")
+
+    plan = commands.add_parser("plan", parents=[job], help="layers, memory and share of compute per stage")
+    plan.add_argument("--workers", metavar="N[,N...]", help="instead of the job's own number")
+    plan.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON (- for stdout)")
+
+    data = commands.add_parser("data", help="pack, verify and describe WebDataset shards")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    pack = actions.add_parser("pack", help="image folder, tar(.gz) of one, or digits -> shards and index")
+    pack.add_argument("source", metavar="SOURCE", help="folder CLASS/IMAGE, tar(.gz) of one, or `digits`")
+    pack.add_argument("out", metavar="OUT", type=Path, help="folder for *.tar and index.json")
+    for name, text in (("verify", "check every hash, count and label"), ("stats", "classes, sizes, bytes")):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("out", metavar="OUT", type=Path, help="a folder with index.json")
+
+    evaluate = commands.add_parser("eval", help="classify a data set with a finished run's network")
+    evaluate.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    evaluate.add_argument("--data", metavar="OUT", help="shards to classify instead of the job's own val data")
+    evaluate.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
+
+    report = commands.add_parser("report", help="one self-contained HTML page for one run or several")
+    report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders")
+    report.add_argument("--out", metavar="FILE", type=Path, help="default: RUN/report.html")
+
+    runs = commands.add_parser("runs", help="list and examine runs")
+    actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("ls", help="all runs of a folder")
+    listing.add_argument("folder", metavar="RUNS", type=Path, nargs="?", default=Path("runs"))
+    for name, text in (
+        ("show", "one run with its checkpoints"),
+        ("verify", "check every hash of every checkpoint"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("run", metavar="RUN", type=Path)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        return _COMMANDS[arguments.command](arguments)
+    except OrchestratorError as error:
+        sys.stdout.flush()
+        kind = "stopped" if error.exit_code == 75 else "error"
+        print(f"{kind}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OTHER
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from orchestrator.launch.command import run_command
+
+    return run_command(
+        arguments.job,
+        overrides=arguments.overrides,
+        seeds=_numbers(arguments.seeds, "--seeds", least=0) if arguments.seeds else None,
+        summary_path=arguments.summary,
+        resume=arguments.resume,
+    )
+
+
+def _numbers(text: str, flag: str, *, least: int) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < least or len(set(numbers)) != len(numbers):
+        raise JobError(f"{flag}: must be different whole numbers >= {least}, separated by commas, got {text!r}")
+    return numbers
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from orchestrator.job.load import load_job
+
+    job = load_job(arguments.job, arguments.overrides)
+    print(f"{arguments.job}: ok: {job.kind} {job.name}, runs in {job.runs}/{job.name}")
+    return EXIT_DONE
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from orchestrator.job.load import load_job
+    from orchestrator.run.planning import plan_job
+    from orchestrator.show.terminal import plan_table
+
+    workers = _numbers(arguments.workers, "--workers", least=1) if arguments.workers else [None]
+    plans = []
+    for count in workers:
+        overrides = list(arguments.overrides)
+        if count is not None:
+            overrides += [f"cluster.workers={count}"]
+            if not any(o.startswith("cluster.stages=") for o in overrides):
+                overrides += ["cluster.stages=auto"]
+        job = load_job(arguments.job, overrides)
+        plan, names = plan_job(job)
+        plans.append(plan.to_json())
+        if str(arguments.json) != "-":
+            print(plan_table(plan.to_json(), names, job_name=job.name))
+    text = json.dumps(plans if len(plans) > 1 else plans[0], indent=1)
+    if str(arguments.json) == "-":
+        print(text)
+    elif arguments.json is not None:
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    return EXIT_DONE
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from orchestrator.data import command
+
+    if arguments.action == "pack":
+        return command.pack(arguments.source, arguments.out)
+    return command.verify(arguments.out) if arguments.action == "verify" else command.stats(arguments.out)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from orchestrator.launch.command import eval_command
+
+    return eval_command(arguments.run, arguments.data, arguments.json)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from orchestrator.show.report import write_report
+
+    for run in arguments.runs:
+        if not (run / "job.yaml").is_file():
+            raise JobError(f"{run}: not a run folder (no job.yaml in it); give RUNS/NAME")
+    out = arguments.out or arguments.runs[0] / "report.html"
+    write_report(arguments.runs, out)
+    print(f"Written: {out}")
+    return EXIT_DONE
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from orchestrator.show import runs
+
+    if arguments.action == "ls":
+        return runs.ls(arguments.folder)
+    return runs.show(arguments.run) if arguments.action == "show" else runs.verify(arguments.run)
+
+
+_COMMANDS = {
+    "run": _run,
+    "check": _check,
+    "plan": _plan,
+    "data": _data,
+    "eval": _eval,
+    "report": _report,
+    "runs": _runs,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Bytes to pixels: JPEG and PNG only, with a limit on pixels before anything is unpacked."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+
+MAX_PIXELS = 64_000_000
+# Evaluation of photographs: the usual share of the shorter side that the central crop keeps.
+CENTRAL_SHARE = 0.875
+_PHOTOGRAPH_SIZE = 64
+
+
+class BadImage(Exception):
+    """An image that cannot be decoded; the text says why."""
+
+
+def suffix_of(data: bytes) -> str | None:
+    """jpg or png by the first bytes, whatever the file was called; None for anything else."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg"
+    return "png" if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+
+
+def decode(
+    data: bytes, *, image_size: int, channels: int, crop: Callable[[int, int], Box] | None = None
+) -> Pixels:
+    """Decode to (image_size, image_size, channels) uint8.
+
+    `crop(width, height)` gives the box (left, top, right, bottom) to keep; without it the shorter side is
+    resized and the centre kept. Defined results: gray is repeated over three channels, CMYK and palette are
+    converted, alpha is ignored, 16 bit keep their upper 8, EXIF rotation is applied. Raises BadImage.
+    """
+    kind = suffix_of(data)
+    if kind is None:
+        raise BadImage("neither JPEG nor PNG by its first bytes" if data else "empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=["JPEG" if kind == "jpg" else "PNG"])
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded")
+            return _pixels(image, image_size, "L" if channels == 1 else "RGB", crop)
+    except BadImage:
+        raise
+    except Exception as error:
+        # Pillow raises whatever its codecs do for damaged input; for us they all mean the same.
+        raise BadImage(f"{type(error).__name__}: {error}") from error
+
+
+def _pixels(
+    image: Image.Image, size: int, mode: str, crop: Callable[[int, int], Box] | None
+) -> Pixels:
+    if "exif" in image.info:
+        image = ImageOps.exif_transpose(image)
+    box = crop(image.width, image.height) if crop else _central(image.width, image.height, size)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode != mode:
+        if image.mode == "P":
+            image = image.convert("RGBA")
+        image = image.convert(mode)
+    if box != (0, 0, image.width, image.height) or image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    pixels = np.asarray(image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _central(width: int, height: int, size: int) -> Box:
+    """The central square; of photographs the usual 7/8 of the shorter side."""
+    if (width, height) == (size, size):
+        return 0, 0, width, height
+    side = min(width, height)
+    if size >= _PHOTOGRAPH_SIZE:
+        side = max(1, round(side * CENTRAL_SHARE))
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side

@@ -1,0 +1,154 @@
+"""The index beside the shards: what every sample is, where it lies and how its bytes are proved.
+
+`index.json` names classes, shards (bytes, SHA-256, samples) and the member table; `members.npy` is that table,
+memory-mapped, one row per sample. `Index.sha256` is the identity of the data, wherever they lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.errors import DataError
+
+FORMAT = "hff-shards"
+VERSION = 1
+SUFFIXES = ("jpg", "png")
+
+
+def member_dtype(key_bytes: int) -> np.dtype[Any]:
+    """A row: key, shard, payload offset in it, payload bytes, CRC32 of the payload, label, suffix number."""
+    return np.dtype(
+        [
+            ("key", f"S{key_bytes}"),
+            ("shard", "<u4"),
+            ("offset", "<u8"),
+            ("length", "<u4"),
+            ("crc32", "<u4"),
+            ("label", "<u4"),
+            ("suffix", "u1"),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file of the set."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """An opened index. Nothing of the shards themselves has been read yet."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    sha256: str
+    members: NDArray[Any]
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.members)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class number of every sample."""
+        return self.members["label"].astype(np.int64)
+
+    def key(self, i: int) -> str:
+        """The sample's key in its shard."""
+        key: bytes = self.members["key"][i]
+        return key.decode()
+
+    def keys(self, indices: Iterable[int] | NDArray[np.int64]) -> list[str]:
+        """Keys of many samples."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return [key.decode() for key in self.members["key"][rows].tolist()]
+
+
+def _identity(classes: Sequence[str], shards: Sequence[Shard], members_sha256: str) -> str:
+    content = [list(classes), [vars(s) for s in shards], members_sha256]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_index(
+    folder: Path, classes: Sequence[str], shards: Sequence[Shard], members: NDArray[Any], source: str
+) -> str:
+    """Write members.npy, then index.json. Returns the identity."""
+    table = folder / "members.npy"
+    np.save(table, members)
+    members_sha256 = hashlib.sha256(table.read_bytes()).hexdigest()
+    identity = _identity(classes, shards, members_sha256)
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "sha256": identity,
+        "source": source,
+        "classes": list(classes),
+        "samples": len(members),
+        "shards": [vars(s) for s in shards],
+        "members": {"file": table.name, "bytes": table.stat().st_size, "sha256": members_sha256},
+    }
+    (folder / "index.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return identity
+
+
+def open_index(path: str | Path) -> Index:
+    """Open the index in a folder of shards.
+
+    Raises DataError when it is missing, is not ours, has no samples, or does not fit its member table.
+    """
+    folder = Path(path)
+    file = folder / "index.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "make it with: orchestrator data pack SOURCE " + str(folder)
+        raise DataError(f"{folder}: no index.json there; {hint}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+    try:
+        return _checked(folder, content)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file}: is not an index of this tool: {error} is missing or wrong") from None
+
+
+def _checked(folder: Path, content: dict[str, Any]) -> Index:
+    file = folder / "index.json"
+    if content["format"] != FORMAT or content["version"] != VERSION:
+        raise DataError(f"{file}: expected format {FORMAT} version {VERSION}; pack the data again")
+    shards = tuple(Shard(**shard) for shard in content["shards"])
+    if not shards or content["samples"] == 0:
+        raise DataError(f"{file}: names no shards; pack the data again")
+    for shard in shards:
+        if Path(shard.name).name != shard.name:
+            raise DataError(f"{file}: shard name {shard.name!r} must be a plain file name")
+    table = folder / content["members"]["file"]
+    try:
+        size = table.stat().st_size
+        members = np.load(table, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{table}: the member table cannot be read: {error}") from None
+    if size != content["members"]["bytes"] or len(members) != content["samples"]:
+        raise DataError(
+            f"{table}: expected {content['members']['bytes']} bytes and {content['samples']} samples, "
+            f"found {size} and {len(members)}"
+        )
+    classes = tuple(content["classes"])
+    identity = _identity(classes, shards, content["members"]["sha256"])
+    if identity != content["sha256"]:
+        raise DataError(f"{file}: was changed after packing: its SHA-256 is not the one that it states")
+    return Index(folder, classes, shards, identity, members)

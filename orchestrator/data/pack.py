@@ -1,0 +1,222 @@
+"""From an image folder, a tar of one, or the embedded digits to WebDataset shards and their index."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import numpy as np
+
+from hff.randomness import derive_seed
+from orchestrator.data.decode import suffix_of
+from orchestrator.data.index import SUFFIXES, Index, Shard, member_dtype, open_index, write_index
+from orchestrator.errors import DataError
+
+DIGITS = "digits"
+SHARD_BYTES = 256 * 2**20
+_KEY_DIGITS = 9
+_IMAGE_NAMES = (".jpg", ".jpeg", ".png")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of the source: its class, its path in the source, and how to read it."""
+
+    label: str
+    name: str
+    read: Callable[[], bytes]
+
+
+def pack(
+    source: str | Path, out: Path, *, shard_bytes: int = SHARD_BYTES, progress: Progress | None = None
+) -> Index:
+    """Write shards and index of `source` into the folder `out`, which must be empty or absent.
+
+    The result is a function of the images alone, byte for byte: classes are the sorted folder names, samples are
+    shuffled with a fixed seed, times and owners are zero. The folder appears when it is complete. Raises
+    DataError for a source without images or an `out` that holds something else.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: is there already and not empty; remove it or choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.packing-") as folder:
+        work = Path(folder) / "shards"
+        work.mkdir()
+        with _opened(source, Path(folder)) as items:
+            if not items:
+                raise DataError(f"{source}: no JPEG or PNG images in class folders (expected CLASS/IMAGE)")
+            _write(items, work, shard_bytes, str(Path(source).name), progress)
+        if out.exists():
+            out.rmdir()
+        os.rename(work, out)
+    return open_index(out)
+
+
+@contextmanager
+def _opened(source: str | Path, scratch: Path) -> Iterator[list[Item]]:
+    """The images of a source, sorted by class and name."""
+    if source == DIGITS:
+        yield _digits()
+        return
+    path = Path(source)
+    if path.is_dir():
+        yield _folder_items(path)
+    elif path.is_file():
+        plain = scratch / "source.tar"
+        with _tar_file(path, plain) as file:
+            yield _tar_items(path, file)
+    else:
+        raise DataError(f"{path}: no such file or folder; SOURCE is an image folder, a tar(.gz) of one, or digits")
+
+
+def _digits() -> list[Item]:
+    """scikit-learn's 1797 handwritten digits, 8 x 8, as gray PNG (Alpaydin and Kaynak, UCI 1998)."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
+
+    def reader(i: int) -> Callable[[], bytes]:
+        def read() -> bytes:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels[i]).save(buffer, format="PNG")
+            return buffer.getvalue()
+
+        return read
+
+    labels = [str(label) for label in data.target]
+    return sorted(
+        (Item(label, f"{label}/{i:04d}.png", reader(i)) for i, label in enumerate(labels)),
+        key=lambda item: (item.label, item.name),
+    )
+
+
+def _is_image(name: PurePosixPath | Path) -> bool:
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
+    return name.suffix.lower() in _IMAGE_NAMES and not hidden
+
+
+def _folder_items(root: Path) -> list[Item]:
+    items = []
+    for label in sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        for path in sorted((root / label).rglob("*")):
+            if path.is_file() and _is_image(path.relative_to(root)):
+                items.append(Item(label, path.relative_to(root).as_posix(), path.read_bytes))
+    return items
+
+
+@contextmanager
+def _tar_file(path: Path, plain: Path) -> Iterator[BinaryIO]:
+    """A tar that can be read at any place; a compressed one is unpacked beside the shards first."""
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    try:
+        if compressed:
+            with gzip.open(path) as source, open(plain, "wb") as target:
+                shutil.copyfileobj(source, target, 2**20)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be unpacked: {error}") from None
+    with open(plain if compressed else path, "rb") as file:
+        yield file
+    plain.unlink(missing_ok=True)
+
+
+def _tar_items(path: Path, file: BinaryIO) -> list[Item]:
+    found: list[tuple[PurePosixPath, int, int]] = []
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name)
+                if member.isfile() and _is_image(name) and len(name.parts) > 1:
+                    found.append((name, member.offset_data, member.size))
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: is not a tar that can be read: {error}") from None
+    descriptor = file.fileno()
+
+    def reader(offset: int, size: int) -> Callable[[], bytes]:
+        return lambda: os.pread(descriptor, size, offset)
+
+    items = [Item(name.parts[-2], str(name), reader(offset, size)) for name, offset, size in found]
+    return sorted(items, key=lambda item: (item.label, item.name))
+
+
+def _write(items: list[Item], work: Path, shard_bytes: int, source: str, progress: Progress | None) -> None:
+    classes = sorted({item.label for item in items})
+    numbers = {label: i for i, label in enumerate(classes)}
+    random = np.random.Generator(np.random.PCG64(derive_seed(0, "pack")))
+    rows = np.zeros(len(items), dtype=member_dtype(_KEY_DIGITS))
+    shards: list[Shard] = []
+    writer: _ShardWriter | None = None
+    for i, chosen in enumerate(random.permutation(len(items)).tolist()):
+        item = items[chosen]
+        data = item.read()
+        suffix = suffix_of(data)
+        if suffix is None:
+            raise DataError(f"{source}: {item.name}: neither JPEG nor PNG by its first bytes; remove it")
+        if writer is None:
+            writer = _ShardWriter(work / f"shard-{len(shards):06d}.tar")
+        key = f"{i:0{_KEY_DIGITS}d}"
+        offset = writer.add(f"{key}.{suffix}", data)
+        writer.add(f"{key}.cls", str(numbers[item.label]).encode())
+        rows[i] = (
+            key.encode(), len(shards), offset, len(data), zlib.crc32(data), numbers[item.label],
+            SUFFIXES.index(suffix),
+        )  # fmt: skip
+        writer.samples += 1
+        if writer.position >= shard_bytes:
+            shards.append(writer.finish())
+            writer = None
+        if progress is not None:
+            progress(i + 1, len(items))
+    if writer is not None:
+        shards.append(writer.finish())
+    write_index(work, classes, shards, rows, source)
+
+
+class _ShardWriter:
+    """A plain ustar file that knows where every member's bytes begin."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by finish
+        self._digest = hashlib.sha256()
+        self.position = 0
+        self.samples = 0
+
+    def _put(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.position += len(data)
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append a member; returns the offset of its bytes."""
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        self._put(info.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.position
+        self._put(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+        return offset
+
+    def finish(self) -> Shard:
+        self._put(bytes(2 * tarfile.BLOCKSIZE))
+        self._put(bytes(-self.position % tarfile.RECORDSIZE))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return Shard(self._path.name, self.position, self._digest.hexdigest(), self.samples)

@@ -1,0 +1,204 @@
+"""Batches of images, in order, exactly once: a WebDataset pipeline per batch, run ahead in threads.
+
+    source (our indexed reader) -> decode and crop -> batch and augment
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.data.augment import Augmenter
+from orchestrator.data.decode import BadImage, decode
+from orchestrator.data.index import Index
+from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
+from orchestrator.data.reader import ShardReader
+from orchestrator.errors import DataError
+
+Indices = NDArray[np.int64]
+Sample = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` (B, C, H, W) uint8, `labels` (B,) int64, `indices` (B,) into the index, keys left out."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Indices
+    skipped: tuple[str, ...]
+
+
+class _Stages:
+    """The stages of the pipeline, as WebDataset composes them."""
+
+    def __init__(
+        self,
+        index: Index,
+        labels: Indices,
+        image_size: int,
+        channels: int,
+        augmenter: Augmenter | None,
+    ) -> None:
+        self._index, self._labels = index, labels
+        self._reader = ShardReader(index)
+        self._image_size, self._channels = image_size, channels
+        self._augmenter = augmenter
+
+    def batch(self, indices: Indices) -> Batch:
+        """Run one batch through the pipeline."""
+        pipeline = webdataset.DataPipeline(
+            lambda: self._samples(indices), webdataset.map(self._decoded), self._batched
+        )
+        batch: Batch = next(iter(pipeline))
+        return batch
+
+    def _samples(self, indices: Indices) -> Iterator[Sample]:
+        """Source: samples as every WebDataset reader gives them."""
+        for i in indices.tolist():
+            key, suffix, data = self._reader.read(i)
+            url = str(self._index.folder / self._index.shards[self._index.members["shard"][i]].name)
+            yield {"__key__": key, "__url__": url, "__index__": i, suffix: data, "cls": int(self._labels[i])}
+
+    def _decoded(self, sample: Sample) -> Sample:
+        data = sample["jpg"] if "jpg" in sample else sample["png"]
+        crop = self._augmenter.crop(sample["__index__"]) if self._augmenter else None
+        try:
+            sample["pixels"] = decode(data, image_size=self._image_size, channels=self._channels, crop=crop)
+        except BadImage as error:
+            sample["fault"] = f"{sample['__url__']}: key {sample['__key__']}: {error}"
+        return sample
+
+    def _batched(self, samples: Iterator[Sample]) -> Iterator[Batch]:
+        everything = list(samples)
+        whole = [s for s in everything if "fault" not in s]
+        size = self._image_size
+        pixels = np.empty((len(whole), size, size, self._channels), dtype=np.uint8)
+        for row, sample in zip(pixels, whole, strict=True):
+            row[...] = sample["pixels"]
+        indices = np.array([s["__index__"] for s in whole], dtype=np.int64)
+        if self._augmenter and len(whole):
+            pixels = self._augmenter.batch(pixels, indices)
+        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        labels = torch.tensor([s["cls"] for s in whole], dtype=torch.int64)
+        yield Batch(images, labels, indices, tuple(s["fault"] for s in everything if "fault" in s))
+
+
+def _ahead(
+    stages: _Stages, batches: Sequence[Indices], threads: int, prefetch: int
+) -> Iterator[Batch]:
+    """Batches in order, up to `prefetch` of them being made ahead by `threads` threads."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+    waiting: deque[Future[Batch]] = deque()
+    todo = iter(batches)
+    try:
+        for indices in todo:
+            waiting.append(pool.submit(stages.batch, indices))
+            if len(waiting) >= max(prefetch, threads):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        pool.shutdown(wait=True)
+
+
+class TrainStream:
+    """The training samples of one replica, epoch by epoch, from any step on."""
+
+    def __init__(
+        self,
+        index: Index,
+        subset: Indices,
+        *,
+        seed: int,
+        lanes: int,
+        window: int,
+        global_batch_size: int,
+        image_size: int,
+        channels: int,
+        augment: Mapping[str, Any],
+        replica: int = 0,
+        replicas: int = 1,
+        loader_threads: int = 1,
+        prefetch_batches: int = 4,
+        labels: Indices | None = None,
+        bad_sample_budget: float = 0.0001,
+    ) -> None:
+        self._index, self._subset = index, subset
+        self._seed, self._lanes, self._window = seed, lanes, window
+        self._bounds = batch_bounds(len(subset), global_batch_size, replicas)
+        self._replica, self._replicas = replica, replicas
+        self._image_size, self._channels, self._augment = image_size, channels, augment
+        self._threads, self._prefetch = loader_threads, prefetch_batches
+        self._labels = index.labels if labels is None else labels
+        # At least one: a budget below one image in a small set still means "a few".
+        self._allowed = max(1, int(bad_sample_budget * len(subset))) if bad_sample_budget else 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self._bounds)
+
+    @property
+    def max_batch(self) -> int:
+        """Most samples that this replica gets in one step."""
+        return max(b - a for a, b in map(self._own, self._bounds))
+
+    def _own(self, bounds: tuple[int, int]) -> tuple[int, int]:
+        return replica_slice(*bounds, self._replica, self._replicas)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch from `first_step` on. Close the iterator to end its threads early.
+
+        Raises DataError when more images of the epoch are bad than the budget allows.
+        """
+        order = epoch_order(
+            self._subset, seed=self._seed, epoch=epoch, lanes=self._lanes, window=self._window
+        )
+        batches = [order[slice(*self._own(bounds))] for bounds in self._bounds[first_step:]]
+        augmenter = Augmenter(self._augment, seed=self._seed, epoch=epoch)
+        stages = _Stages(self._index, self._labels, self._image_size, self._channels, augmenter)
+        bad: list[str] = []
+        for batch in _ahead(stages, batches, self._threads, self._prefetch):
+            bad += batch.skipped
+            if len(bad) > self._allowed:
+                raise DataError(
+                    f"{len(bad)} images of this epoch cannot be decoded, data.bad_sample_budget allows "
+                    f"{self._allowed}:\n  " + "\n  ".join(bad[:10])
+                )
+            yield batch
+
+
+class EvalStream:
+    """Every sample of a subset exactly once, in order; a bad image is an error here."""
+
+    def __init__(
+        self,
+        index: Index,
+        subset: Indices,
+        batch_size: int,
+        *,
+        image_size: int,
+        channels: int,
+        loader_threads: int = 1,
+        prefetch_batches: int = 4,
+    ) -> None:
+        self._stages = _Stages(index, index.labels, image_size, channels, None)
+        self._batches = [subset[i : i + batch_size] for i in range(0, len(subset), batch_size)]
+        self._threads, self._prefetch = loader_threads, prefetch_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in _ahead(self._stages, self._batches, self._threads, self._prefetch):
+            if batch.skipped:
+                raise DataError("an image for evaluation cannot be decoded:\n  " + "\n  ".join(batch.skipped))
+            yield batch

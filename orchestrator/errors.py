@@ -1,0 +1,38 @@
+"""Errors that a user can act on. Each class carries the exit code of the command line."""
+
+EXIT_DONE = 0
+EXIT_OTHER = 1
+EXIT_JOB = 2
+EXIT_DATA = 3
+EXIT_CHECKPOINT = 4
+EXIT_INTERRUPTED = 75
+
+
+class OrchestratorError(Exception):
+    """Anything that stops a command for a reason that is told in one message."""
+
+    exit_code = EXIT_OTHER
+
+
+class JobError(OrchestratorError):
+    """A job file, an override or a command that cannot be carried out as written."""
+
+    exit_code = EXIT_JOB
+
+
+class DataError(OrchestratorError):
+    """Shards, indexes or images that are missing, damaged or do not fit the job."""
+
+    exit_code = EXIT_DATA
+
+
+class CheckpointError(OrchestratorError):
+    """A checkpoint that is missing, damaged or does not fit the job."""
+
+    exit_code = EXIT_CHECKPOINT
+
+
+class Interrupted(OrchestratorError):
+    """A run that was stopped on purpose; its last checkpoint lets the same command go on."""
+
+    exit_code = EXIT_INTERRUPTED

@@ -1,0 +1,250 @@
+"""Relations between the values of a job that no single value can break."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.job import network
+from orchestrator.job.show import show
+
+if TYPE_CHECKING:
+    from orchestrator.job.schema import Job
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken relation: the key to change, what it must be, and the keys that it was computed from."""
+
+    key: str
+    text: str
+    needs: tuple[str, ...]
+
+
+def check(job: Job) -> list[Finding]:
+    """All broken relations of a job whose single values are fine."""
+    return [Finding(key, text, needs) for needs, rule in RULES for key, text in rule(job)]
+
+
+Found = Iterator[tuple[str, str]]
+
+
+def _duration(job: Job) -> Found:
+    given = [k for k in ("epochs", "steps", "samples") if getattr(job.train, k) is not None]
+    if len(given) != 1:
+        yield (
+            "train",
+            f"must have exactly one of epochs, steps and samples, got {_and(given) if given else 'none'}",
+        )
+
+
+def _warmup(job: Job) -> Found:
+    train = job.train
+    if train.warmup_epochs is not None and train.warmup_steps is not None:
+        yield "train", "must have at most one of warmup_epochs and warmup_steps, got both"
+        return
+    if sum(x is not None for x in (train.epochs, train.steps, train.samples)) != 1:
+        return
+    if train.warmup_epochs is not None:
+        run = _epochs(job)
+        if run is not None and train.warmup_epochs > run:
+            length = f"{run:g} epochs" if train.epochs else f"about {run:.3g} epochs"
+            yield (
+                "train.warmup_epochs",
+                f"must not be longer than the run of {length}, got {train.warmup_epochs:g}",
+            )
+    if train.warmup_steps is not None:
+        steps = _steps(job)
+        if steps is not None and train.warmup_steps > steps:
+            yield (
+                "train.warmup_steps",
+                f"must not be longer than the run of {steps} steps, got {train.warmup_steps}",
+            )
+
+
+def _steps_per_epoch(job: Job) -> int | None:
+    samples = network.known_train_samples(job)
+    return None if samples is None else max(1, math.ceil(samples / job.train.global_batch_size))
+
+
+def _epochs(job: Job) -> float | None:
+    train = job.train
+    if train.epochs is not None:
+        return float(train.epochs)
+    per_epoch = _steps_per_epoch(job)
+    steps = _steps(job)
+    return None if per_epoch is None or steps is None else steps / per_epoch
+
+
+def _steps(job: Job) -> int | None:
+    train = job.train
+    if train.steps is not None:
+        return train.steps
+    if train.samples is not None:
+        return math.ceil(train.samples / train.global_batch_size)
+    per_epoch = _steps_per_epoch(job)
+    return None if per_epoch is None or train.epochs is None else train.epochs * per_epoch
+
+
+def _end_to_end(job: Job) -> Found:
+    if job.objective.name != "bp":
+        return
+    if job.cluster.stages not in ("auto", 1):
+        yield (
+            "cluster.stages",
+            f"must be 1 or auto with objective bp, got {job.cluster.stages}",
+        )
+    if job.train.schedule != "simultaneous":
+        yield "train.schedule", f"must be simultaneous with objective bp, got {show(job.train.schedule)}"
+
+
+def _mesh(job: Job) -> Found:
+    workers, stages, layers = job.cluster.workers, job.cluster.stages, network.units(job)
+    if stages == "auto" or (job.objective.name == "bp" and stages > 1):
+        return
+    if stages > layers:
+        yield "cluster.stages", f"must be at most {layers}, the number of {_units(job)}, got {stages}"
+    elif workers % stages:
+        yield (
+            "cluster.workers",
+            f"must be a multiple of cluster.stages ({stages}), got {workers}; "
+            f"nearest: {_nearest(workers, stages)}",
+        )
+
+
+def _units(job: Job) -> str:
+    size = network.block_size(job)
+    return "layers" if size == 1 else f"blocks of {size} layers"
+
+
+def _batch(job: Job) -> Found:
+    workers, stages, batch = job.cluster.workers, network.resolved_stages(job), job.train.global_batch_size
+    if workers % stages or stages > network.units(job):
+        return
+    replicas = workers // stages
+    if batch % replicas:
+        yield (
+            "train.global_batch_size",
+            f"must be a multiple of the {replicas} replicas "
+            f"({workers} workers / {stages} stages), got {batch}; "
+            f"nearest: {_nearest(batch, replicas)}",
+        )
+    elif batch == 1 and job.model.norm == "batch":
+        yield "train.global_batch_size", "must be at least 2 with norm batch, got 1"
+
+
+def _nearest(value: int, unit: int) -> str:
+    below = value // unit * unit
+    return f"{below} and {below + unit}" if below else str(unit)
+
+
+def _layers(job: Job) -> Found:
+    size = job.data.image_size
+    try:
+        network.layer_shapes(job, network.known_classes(job))
+    except ValueError as error:
+        yield "model", f"must fit images of {job.data.channels}x{size}x{size}, got: {error}"
+
+
+def _votes(job: Job) -> Found:
+    vote, layers = job.model.vote, network.units(job)
+    if isinstance(vote, str):
+        return
+    if len(vote) != layers:
+        yield "model.vote", f"must have one weight for each of the {layers} {_units(job)}, got {len(vote)}"
+    elif not any(vote):
+        yield "model.vote", f"must have a weight > 0, got {show(list(vote))}"
+
+
+def _channels(job: Job) -> Found:
+    for key in ("mean", "std"):
+        count = len(getattr(job.data, key))
+        if count != job.data.channels:
+            yield f"data.{key}", f"must have one number per channel ({job.data.channels}), got {count}"
+
+
+def _augment(job: Job) -> Found:
+    augment, size = job.data.augment, job.data.image_size
+    if augment.resized_crop is not None:
+        low, high = augment.resized_crop
+        if low > high:
+            yield (
+                "data.augment.resized_crop",
+                f"must be [least area, greatest area], got {show([low, high])}",
+            )
+        if augment.crop_padding:
+            yield "data.augment.crop_padding", f"must be 0 beside resized_crop, got {augment.crop_padding}"
+    for key in ("crop_padding", "cutout"):
+        if getattr(augment, key) > size:
+            yield (
+                f"data.augment.{key}",
+                f"must be at most data.image_size ({size}), got {getattr(augment, key)}",
+            )
+
+
+def _scale(job: Job) -> Found:
+    objective = job.objective
+    if objective.name != "hff":
+        return
+    if objective.scale_min > objective.scale_max:
+        low, high = f"{objective.scale_min:g}", f"{objective.scale_max:g}"
+        yield "objective.scale_min", f"must be at most objective.scale_max ({high}), got {low}"
+    elif not objective.scale_min <= objective.scale <= objective.scale_max:
+        low, high = f"{objective.scale_min:g}", f"{objective.scale_max:g}"
+        yield (
+            "objective.scale",
+            f"must be from scale_min ({low}) to scale_max ({high}), got {objective.scale:g}",
+        )
+
+
+def _digits(job: Job) -> Found:
+    expect = job.data.expect
+    if job.data.train != "digits" or expect is None:
+        return
+    if expect.classes != network.DIGITS_CLASSES:
+        yield "data.expect.classes", f"must be {network.DIGITS_CLASSES} for digits, got {expect.classes}"
+    if expect.train_samples != network.DIGITS_IMAGES:
+        text = f"must be {network.DIGITS_IMAGES} for digits, got {expect.train_samples}"
+        yield "data.expect.train_samples", text
+
+
+def _expected_val(job: Job) -> Found:
+    expect = job.data.expect
+    if expect is not None and expect.val_samples is not None and not isinstance(job.data.val, str):
+        yield (
+            "data.expect.val_samples",
+            f"must be left out when data.val is no data set, got {expect.val_samples}",
+        )
+
+
+def _transport(job: Job) -> Found:
+    if job.cluster.transport == "nccl" and not job.cluster.use_gpu:
+        yield "cluster.transport", "must be auto, shm or gloo without cluster.use_gpu, got 'nccl'"
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+_DURATION = ("train.epochs", "train.steps", "train.samples")
+_WARMUP = ("train.warmup_epochs", "train.warmup_steps", "train.global_batch_size")
+_UNITS = ("model.arch", "model.widths", "objective.name", "objective.block_size")
+_MESH = ("cluster.workers", "cluster.stages", *_UNITS)
+
+RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
+    (_DURATION, _duration),
+    ((*_DURATION, *_WARMUP, "data.train", "data.val", "data.expect"), _warmup),
+    (("objective.name", "cluster.stages", "train.schedule"), _end_to_end),
+    (_MESH, _mesh),
+    ((*_MESH, "train.global_batch_size", "model.norm"), _batch),
+    (("model", "objective", "data.image_size", "data.channels", "data.expect.classes"), _layers),
+    (("model.vote", *_UNITS), _votes),
+    (("data.channels", "data.mean", "data.std"), _channels),
+    (("data.augment", "data.image_size"), _augment),
+    (("objective",), _scale),
+    (("data.train", "data.expect"), _digits),
+    (("data.val", "data.expect"), _expected_val),
+    (("cluster.transport", "cluster.use_gpu"), _transport),
+)

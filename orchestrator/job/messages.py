@@ -1,0 +1,279 @@
+"""Problems of a job in one form: `key.path: must be ..., got VALUE`, from pydantic's errors and the types."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from orchestrator.job.document import Path
+from orchestrator.job.schema import Job
+from orchestrator.job.show import show
+
+_UNSPOKEN = 10**6
+_BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+_LIMITS = (*_BOUNDS, "min_length", "max_length")
+_BOUND_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
+_OWN_ERRORS = {"words", "name", "location"}
+_TAG_ERRORS = {"union_tag_invalid", "union_tag_not_found"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to change in a job: where, and what it must be."""
+
+    path: Path
+    text: str
+    missing: bool = False
+
+
+def problems(errors: Sequence[Any], raw: Any) -> list[Problem]:
+    """One problem per key from pydantic's error list; `raw` holds the values as they were read."""
+    found: dict[Path, Problem] = {}
+    own: set[Path] = set()
+    for error in errors:
+        problem = _problem(error, raw)
+        if problem is None:
+            continue
+        if problem.path not in found or (error["type"] in _OWN_ERRORS and problem.path not in own):
+            found[problem.path] = problem
+        if error["type"] in _OWN_ERRORS:
+            own.add(problem.path)
+    return list(found.values())
+
+
+def _problem(error: Any, raw: Any) -> Problem | None:
+    loc, kind = error["loc"], error["type"]
+    if kind == "missing" and isinstance(loc[-1], int):
+        loc, kind = loc[:-1], "too_short"
+    place = _place(loc, raw)
+    if place is None:
+        return None
+    path, expected, section = place
+    if kind == "extra_forbidden":
+        return Problem(path, _unknown_key(path, section))
+    if kind in _TAG_ERRORS:
+        tag = error["ctx"]["discriminator"].strip("'")
+        path = (*path, tag)
+        choices = _tags(section, path[-2], tag) if section is not None else ()
+        expected, kind = _choice(choices), "missing" if kind == "union_tag_not_found" else kind
+    if kind == "missing":
+        return Problem(path, f"must be given ({expected}), got nothing", missing=True)
+    value = lookup(raw, path)
+    if kind in _OWN_ERRORS:
+        return Problem(path, f"{error['msg']}, got {show(value)}")
+    if kind in _BOUND_ERRORS and not isinstance(value, (list, tuple)):
+        bounds = _bounds_with(expected, error)
+        return Problem(path, f"must be {bounds}, got {show(value)}")
+    if kind == "finite_number":
+        return Problem(path, f"must be a finite number, got {show(value)}")
+    return Problem(path, f"must be {expected}, got {show(value)}{_near_value(expected, value)}")
+
+
+def lookup(raw: Any, path: Path) -> Any:
+    """The value at a key path, None where there is none."""
+    for key in path:
+        if isinstance(raw, dict):
+            raw = raw.get(key)
+        elif isinstance(raw, (list, tuple)) and key.isdigit() and int(key) < len(raw):
+            raw = raw[int(key)]
+        else:
+            return None
+    return raw
+
+
+def _place(loc: Sequence[Any], raw: Any) -> tuple[Path, str, type[BaseModel] | None] | None:
+    """The key path of pydantic's location, what belongs there, and the section around it.
+
+    Pydantic puts the names of union members between the keys. None when the error is about a member
+    that the value does not try to be.
+    """
+    path: Path = ()
+    kind: Any = Job
+    section: type[BaseModel] | None = None
+    discriminator: Any = None
+    rest = list(loc)
+    while True:
+        whole, (kind, _) = kind, _bare(kind)
+        members = _members(kind)
+        if len(members) > 1:
+            if not rest:
+                break
+            label, *rest = rest
+            if discriminator is not None:
+                kind = next(m for m in members if label in _literals(m, discriminator))
+                continue
+            model = next((m for m in members if _is_section(m)), None)
+            if model is None or not isinstance(lookup(raw, path), dict):
+                break
+            if label != model.__name__:
+                return None
+            kind = model
+            continue
+        if not rest:
+            break
+        key, *rest = rest
+        path = (*path, str(key))
+        if _is_section(kind):
+            section = kind
+            info = kind.model_fields.get(str(key))
+            if info is None:
+                return path, "", section
+            kind, discriminator = _annotated(info), info.discriminator
+        else:
+            kind = _item(kind, key)
+    return path, describe(whole), section
+
+
+def _annotated(info: FieldInfo) -> Any:
+    kind: Any = info.annotation
+    for metadata in info.metadata:
+        kind = Annotated[kind, metadata]
+    return kind
+
+
+def _bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type without Annotated and without `| None`, and its metadata."""
+    metadata: tuple[Any, ...] = ()
+    while True:
+        if get_origin(kind) is Annotated:
+            kind, *more = get_args(kind)
+            metadata = (*metadata, *more)
+        elif len(_members(kind)) == 1 and get_origin(kind) in (Union, UnionType):
+            kind = _members(kind)[0]
+        else:
+            return kind, metadata
+
+
+def _members(kind: Any) -> list[Any]:
+    if get_origin(kind) not in (Union, UnionType):
+        return [kind]
+    return [member for member in get_args(kind) if member is not type(None)]
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _item(kind: Any, index: Any) -> Any:
+    items = get_args(kind)
+    if len(items) == 2 and items[1] is Ellipsis:
+        return items[0]
+    return items[index] if isinstance(index, int) and index < len(items) else items[-1]
+
+
+def _literals(section: Any, field: str) -> tuple[Any, ...]:
+    return get_args(section.model_fields[field].annotation)
+
+
+def _tags(section: type[BaseModel], field: str, tag: str) -> tuple[str, ...]:
+    members = _members(section.model_fields[field].annotation)
+    return tuple(value for member in members for value in _literals(member, tag))
+
+
+def describe(kind: Any) -> str:
+    """What a type accepts, in words."""
+    kind, metadata = _bare(kind)
+    members = _members(kind)
+    if len(members) > 1:
+        return " or ".join(dict.fromkeys(describe(member) for member in members))
+    if get_origin(kind) is Literal:
+        return _choice(get_args(kind))
+    if get_origin(kind) is tuple:
+        items = get_args(kind)
+        if items[-1] is Ellipsis:
+            limits = _limits(metadata)
+            count = f"{limits['min_length']} to {limits['max_length']} " if "max_length" in limits else ""
+            return f"a list of {count}{_plural(describe(items[0]))}"
+        return f"a list of {len(items)} {_plural(describe(items[0]))}"
+    if _is_section(kind):
+        required = [n for n, f in kind.model_fields.items() if f.is_required()]
+        return "{from_train: SHARE}" if required == ["from_train"] else "a mapping of keys"
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+    return " ".join([words, *_bounds(metadata)]).strip()
+
+
+def _plural(words: str) -> str:
+    head, *tail = words.removeprefix("a ").split(" >", 1)
+    for singular in ("whole number", "number"):
+        if head.startswith(singular):
+            head = head.replace(singular, singular + "s", 1)
+            break
+    return " >".join([head, *tail])
+
+
+def _limits(metadata: Sequence[Any]) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    for entry in metadata:
+        for part in getattr(entry, "metadata", None) or [entry]:
+            limits |= {k: v for k in _LIMITS if (v := getattr(part, k, None)) is not None}
+    return limits
+
+
+def _bounds(metadata: Sequence[Any]) -> list[str]:
+    limits = _limits(metadata)
+    spoken = [f"{sign} {limits[k]}" for k, sign in _BOUNDS.items() if k in limits and limits[k] < _UNSPOKEN]
+    return [" and ".join(spoken)] if spoken else []
+
+
+def _bounds_with(expected: str, error: Any) -> str:
+    """The bounds out of a description; the broken one also when it is too large to be told otherwise."""
+    key = next(k for k in _BOUNDS if k in error["ctx"])
+    broken = f"{_BOUNDS[key]} {error['ctx'][key]:g}" if isinstance(error["ctx"][key], float) else ""
+    broken = broken or f"{_BOUNDS[key]} {error['ctx'][key]}"
+    bounds = expected[min((i for sign in "<>" if (i := expected.find(sign)) >= 0), default=len(expected)) :]
+    return bounds if broken in bounds else broken
+
+
+def _choice(values: Sequence[Any]) -> str:
+    words = [str(value) for value in values]
+    return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
+
+
+def _near_value(expected: str, value: Any) -> str:
+    if not expected.startswith("one of ") or not isinstance(value, str):
+        return ""
+    near = difflib.get_close_matches(value, expected.removeprefix("one of ").split(", "), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _unknown_key(path: Path, section: type[BaseModel] | None) -> str:
+    """Unknown keys: the nearest known one, a key of the same name elsewhere, or the list."""
+    known = list(section.model_fields) if section is not None else []
+    key = path[-1]
+    text = f"must be a known key, got {show(key)}"
+    owners = [".".join(p[:-1]) for p in known_paths() if p[-1] == key and p[:-1] != path[:-1]]
+    hff_only = path[:-1] == ("objective",) and key in _hff_keys()
+    if hff_only:
+        return f"must be left out (objective hff alone has it), got {show(key)}"
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        text += f"; did you mean {near[0]!r}?"
+    elif owners:
+        text += f"; did you mean '{owners[0]}.{key}'?" if owners[0] else f"; did you mean {key!r} on top?"
+    if (not near and not owners) or path[:-1] == ("data", "augment"):
+        text += f" (known: {', '.join(known)})"
+    return text
+
+
+def _hff_keys() -> tuple[str, ...]:
+    members = _members(Job.model_fields["objective"].annotation)
+    return tuple(next(m for m in members if "hff" in _literals(m, "name")).model_fields)
+
+
+def known_paths() -> Iterator[Path]:
+    """The key paths of all values that a job can have."""
+    return _paths(Job, ())
+
+
+def _paths(section: Any, path: Path) -> Iterator[Path]:
+    for name, info in section.model_fields.items():
+        sections = [m for m in _members(_bare(_annotated(info))[0]) if _is_section(m)]
+        yield (*path, name)
+        for member in sections:
+            yield from _paths(member, (*path, name))

@@ -1,0 +1,79 @@
+"""From a job's `model` and `objective` to the shapes of its layers, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hff.shapes import HeadShape, LayerShape
+    from orchestrator.job.schema import Job
+
+ASSUMED_CLASSES = 10
+DIGITS_CLASSES = 10
+DIGITS_IMAGES = 1797
+
+
+def known_classes(job: Job) -> int | None:
+    """The number of classes as far as the job itself tells it."""
+    if job.data.expect is not None:
+        return job.data.expect.classes
+    return DIGITS_CLASSES if job.data.train == "digits" else None
+
+
+def known_train_samples(job: Job) -> int | None:
+    """Images per epoch as far as the job itself tells it, without a held-out part (to one per class)."""
+    if job.data.expect is not None:
+        samples = job.data.expect.train_samples
+    elif job.data.train == "digits":
+        samples = DIGITS_IMAGES
+    else:
+        return None
+    held_out = getattr(job.data.val, "from_train", 0.0)
+    return samples - round(samples * held_out)
+
+
+def head_shape(job: Job, num_classes: int | None) -> HeadShape:
+    """The head of each layer; with unknown classes, of 10."""
+    from hff.shapes import HeadShape
+
+    classes = ASSUMED_CLASSES if num_classes is None else num_classes
+    if job.objective.name == "hff":
+        return HeadShape("prototype", classes, job.objective.prototypes_per_class)
+    return HeadShape("linear", classes, 1)
+
+
+def layer_shapes(job: Job, num_classes: int | None) -> tuple[LayerShape, ...]:
+    """One entry per locally trained unit of the job's network, per sample.
+
+    Raises ValueError when the architecture does not fit the images.
+    """
+    from hff.shapes import ARCHITECTURES, describe
+
+    options = ARCHITECTURES[job.model.arch]
+    values = {f.name: getattr(job.model, f.name) for f in fields(options)}
+    return describe(
+        options(**values),
+        (job.data.channels, job.data.image_size, job.data.image_size),
+        head_shape(job, num_classes),
+        block_size=block_size(job),
+        end_to_end=job.objective.name == "bp",
+    )
+
+
+def block_size(job: Job) -> int:
+    """Bodies that share one head and one loss."""
+    return 1 if job.objective.name == "bp" else job.objective.block_size
+
+
+def units(job: Job) -> int:
+    """The number of locally trained units: what a stage can own."""
+    return 1 if job.objective.name == "bp" else -(-len(job.model.widths) // block_size(job))
+
+
+def resolved_stages(job: Job) -> int:
+    """The number of stages: `auto` is the largest divisor of the workers that the network has layers for."""
+    if job.cluster.stages != "auto":
+        return job.cluster.stages
+    most = min(job.cluster.workers, units(job))
+    return next(n for n in range(most, 0, -1) if job.cluster.workers % n == 0)

@@ -1,0 +1,110 @@
+"""Names and places in a job: which are allowed, and what a relative one is relative to."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+DIGITS = "digits"
+REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+RAY_PACKAGE = "_ray_pkg_"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+
+
+def is_safe_name(text: str) -> bool:
+    """Whether a run may have this name: it becomes a folder, a tag and a part of URLs."""
+    return _NAME.fullmatch(text) is not None
+
+
+def scheme(text: str) -> str | None:
+    """The scheme of a URL in lower case, None for a plain path."""
+    found = _SCHEME.match(text)
+    return found.group(1).lower() if found else None
+
+
+def redacted(text: str) -> str:
+    """The text without the user and password of a URL."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
+def location_fault(text: str) -> str | None:
+    """What is wrong with the place of a data set, None when it can be read."""
+    kind = scheme(text)
+    if kind in REMOTE_SCHEMES:
+        return f"must be a local folder or {DIGITS} in this version ({kind} comes later)"
+    if kind is None or _is_local_url(text):
+        return None
+    return f"must be {DIGITS}, a path, or a URL that begins with file, {', '.join(REMOTE_SCHEMES)}"
+
+
+def runs_fault(text: str) -> str | None:
+    """What is wrong with the folder of the runs, None when it can be used."""
+    kind = scheme(text)
+    if kind in REMOTE_SCHEMES:
+        return f"must be a local or shared folder in this version ({kind} comes later)"
+    return None if kind is None or _is_local_url(text) else "must be the path of a folder"
+
+
+def tracking_fault(text: str) -> str | None:
+    """What is wrong with the address of the tracking server, None when it can be used."""
+    kind = (scheme(text) or "").split("+")[0]
+    if kind not in TRACKING_SCHEMES:
+        return f"must begin with one of {', '.join(s + '://' for s in TRACKING_SCHEMES)}"
+    if kind.startswith("http") and "@" in urlsplit(text).netloc:
+        return "must hold no password (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+    return None
+
+
+def _is_local_url(text: str) -> bool:
+    return scheme(text) == "file" and re.match(r"file://(localhost)?/", text, re.IGNORECASE) is not None
+
+
+def base_folder(job_path: str | Path) -> Path:
+    """What relative paths of a job are relative to, absolute.
+
+    The nearest parent of the job file with pyproject.toml or .git, else the folder of the job file.
+    """
+    folder = Path(os.path.abspath(job_path)).parent
+    for parent in (folder, *folder.parents):
+        if (parent / "pyproject.toml").exists() or (parent / ".git").exists():
+            return parent
+    return folder
+
+
+def absolute(text: str, base: Path) -> str:
+    """A path or file URL as an absolute path."""
+    if _is_local_url(text):
+        text = unquote(urlsplit(text).path)
+    return os.path.abspath(base / os.path.expanduser(text))
+
+
+def absolute_location(text: str, base: Path) -> str:
+    """The place of a data set as an absolute path, or `digits` as it is."""
+    return text if text == DIGITS else absolute(text, base)
+
+
+def absolute_tracking(text: str, base: Path) -> str:
+    """A tracking address; a relative sqlite file becomes an absolute one (workers change directory)."""
+    prefix = "sqlite:///"
+    if not text.startswith(prefix) or text[len(prefix) :].startswith(("/", ":memory:")):
+        return text
+    return prefix + absolute(text[len(prefix) :], base)
+
+
+def in_ray_package(job_path: str | Path) -> bool:
+    """Whether the job file is a copy that Ray unpacked from a working directory and will delete."""
+    return any(part.startswith(RAY_PACKAGE) for part in Path(os.path.abspath(job_path)).parts)
+
+
+def runs_folder(job_path: str | Path, runs: str) -> tuple[str, str | None]:
+    """The absolute folder of the runs, and a line for the user when it is not where the job says."""
+    relative = scheme(runs) is None and not os.path.isabs(os.path.expanduser(runs))
+    if relative and in_ray_package(job_path):
+        folder = os.path.expanduser("~/orchestrator-runs")
+        return folder, f"runs: {folder} (the job file is in a Ray working-dir package, which is temporary)"
+    return absolute(runs, base_folder(job_path)), None

@@ -1,0 +1,274 @@
+"""The words of a job file and what each may be: frozen, strict, no torch.
+
+A `Job` that exists is valid: single values are held by their types, relations between them by `checks`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from orchestrator.job import checks, paths
+
+_LARGE = 2**31 - 1
+
+Natural = Annotated[int, Field(ge=0, le=_LARGE)]
+Count = Annotated[int, Field(ge=1, le=_LARGE)]
+Width = Annotated[int, Field(ge=1, le=65536)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _whole(value: Any) -> Any:
+    """Python takes true and 1.0 for 1, and so does pydantic in a Literal."""
+    if type(value) is not int:
+        raise PydanticCustomError("whole", "must be a whole number")
+    return value
+
+
+def _words(text: str) -> str:
+    if not text or any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise PydanticCustomError("words", "must be text, not empty, without control characters")
+    return text
+
+
+def _run_name(text: str) -> str:
+    if not paths.is_safe_name(text):
+        raise PydanticCustomError(
+            "name",
+            "must be 1 to 100 letters, digits, dots, dashes and underscores, the first a letter or a digit",
+        )
+    return text
+
+
+def _location(text: str) -> str:
+    fault = paths.location_fault(text)
+    if fault:
+        raise PydanticCustomError("location", "{must}", {"must": fault})
+    return text
+
+
+def _runs_folder(text: str) -> str:
+    fault = paths.runs_fault(text)
+    if fault:
+        raise PydanticCustomError("location", "{must}", {"must": fault})
+    return text
+
+
+def _tracking_uri(text: str) -> str:
+    fault = paths.tracking_fault(text)
+    if fault:
+        raise PydanticCustomError("location", "{must}", {"must": fault})
+    return text
+
+
+Words = Annotated[str, AfterValidator(_words)]
+RunName = Annotated[str, AfterValidator(_run_name)]
+Location = Annotated[str, AfterValidator(_words), AfterValidator(_location)]
+RunsFolder = Annotated[str, AfterValidator(_words), AfterValidator(_runs_folder)]
+TrackingUri = Annotated[str, AfterValidator(_words), AfterValidator(_tracking_uri)]
+
+
+class Section(BaseModel):
+    """A mapping of a job file: unknown keys, other types, NaN and later changes are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FromTrain(Section):
+    """A part of the training images that is held out, the same share of each class."""
+
+    from_train: OpenShare
+
+
+class Augment(Section):
+    """Random changes of a training image; lengths in pixels, areas as a share of the image."""
+
+    crop_padding: Natural = 0
+    flip: bool = False
+    resized_crop: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
+    cutout: Natural = 0
+
+
+class Expect(Section):
+    """What the index will say, so that a job can be checked and planned without its data."""
+
+    train_samples: Count
+    val_samples: Count | None = None
+    classes: Annotated[int, Field(ge=2, le=_LARGE)]
+
+
+class Data(Section):
+    """Where the images are, and in which form and order they come."""
+
+    train: Location
+    val: Location | FromTrain | None = None
+    test: Location | None = None
+    image_size: Annotated[int, Field(ge=1, le=4096)]
+    channels: Annotated[Literal[1, 3], BeforeValidator(_whole)] = 3
+    lanes: Annotated[int, Field(ge=1, le=65536)] = 48
+    shuffle_window: Count = 8192
+    augment: Augment = Augment()
+    mean: Annotated[tuple[float, ...], Field(strict=False)]
+    std: Annotated[tuple[Positive, ...], Field(strict=False)]
+    loader_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 4
+    bad_sample_budget: Annotated[float, Field(ge=0, le=1)] = 0.0001
+    shuffle_labels: bool = False
+    expect: Expect | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        """Expand the shorthand `digits`; mean and spread default to 0.5 and 0.25 in each channel."""
+        value = expand_digits(value)
+        if not isinstance(value, dict):
+            return value
+        channels = 1 if value.get("channels", 3) == 1 else 3
+        return {"mean": [0.5] * channels, "std": [0.25] * channels} | value
+
+
+def expand_digits(value: Any) -> Any:
+    """`data: digits` in full: scikit-learn's 8 x 8 gray digits, a quarter of them held out."""
+    if value != "digits":
+        return value
+    return {"train": "digits", "val": {"from_train": 0.25}, "image_size": 8, "channels": 1}
+
+
+class Model(Section):
+    """What every architecture has: the widths of its layers and who decides the class."""
+
+    arch: str
+    widths: Annotated[tuple[Width, ...], Field(strict=False, min_length=1, max_length=1000)]
+    vote: Literal["last", "equal"] | Annotated[tuple[NonNegative, ...], Field(strict=False)] = "last"
+
+
+class MlpModel(Model):
+    """Fully connected layers."""
+
+    arch: Literal["mlp"]
+    norm: Literal["batch", "layer", "none"] = "batch"
+    dropout: Decay = 0.0
+
+
+class VggModel(Model):
+    """3 x 3 convolutions, some followed by a 2 x 2 max-pooling; `pool_after` counts layers from 0."""
+
+    arch: Literal["vgg"]
+    pool_after: Annotated[tuple[Natural, ...], Field(strict=False)] = ()
+    first_kernel: Annotated[int, Field(ge=1, le=64)] = 3
+    first_stride: Annotated[int, Field(ge=1, le=64)] = 1
+    head_grid: Annotated[int, Field(ge=1, le=64)] = 4
+    norm: Literal["batch", "group", "none"] = "batch"
+
+
+class HffObjective(Section):
+    """Prototypes on the unit sphere, one loss per layer (or per block of `block_size` layers)."""
+
+    name: Literal["hff"]
+    prototypes_per_class: Annotated[int, Field(ge=1, le=1024)] = 1
+    margin: Annotated[float, Field(ge=0, le=2)] = 0.0
+    scale: Positive = 32.0
+    scale_min: Positive = 16.0
+    scale_max: Positive = 64.0
+    learn_scale: bool = True
+    sharpness: Positive = 10.0
+    label_smoothing: Decay = 0.0
+    block_size: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+class CeObjective(Section):
+    """A linear head with cross-entropy per layer (or per block of `block_size` layers)."""
+
+    name: Literal["ce"]
+    label_smoothing: Decay = 0.0
+    block_size: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+class BpObjective(Section):
+    """The control: one linear head behind the last layer, gradients through all layers."""
+
+    name: Literal["bp"]
+    label_smoothing: Decay = 0.0
+
+
+class Train(Section):
+    """How long and how: exactly one of epochs, steps, samples; one warm-up at most."""
+
+    epochs: Count | None = None
+    steps: Count | None = None
+    samples: Annotated[int, Field(ge=1, le=2**53)] | None = None
+    global_batch_size: Count
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+    momentum: Decay = 0.9
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.999)
+    lr_schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    warmup_epochs: NonNegative | None = None
+    warmup_steps: Natural | None = None
+    schedule: Literal["simultaneous", "sequential"] = "simultaneous"
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    max_hours: Positive | None = None
+    init_from: Words | None = None
+    eval_every_epochs: Count = 1
+    grad_clip: Positive | None = None
+
+
+class Cluster(Section):
+    """Who computes; nothing here changes what is computed."""
+
+    launcher: Literal["ray", "process"] = "ray"
+    workers: Annotated[int, Field(ge=1, le=65536)] = 1
+    stages: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
+    threads_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
+    cpus_per_worker: Positive = 1.0
+    use_gpu: bool = False
+    transport: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    timeout_s: Positive = 300.0
+    max_failures: Natural = 3
+
+
+class Checkpoint(Section):
+    """When a run saves, and how many saved steps it keeps."""
+
+    every_steps: Count | None = None
+    every_epochs: Count = 1
+    keep_last: Count = 2
+
+
+class Tracking(Section):
+    """MLflow; without `uri` a database beside the runs."""
+
+    uri: TrackingUri | None = None
+    experiment: Words = "orchestrator"
+    trace_steps: Natural = 0
+
+
+class Job(Section):
+    """One training job, valid by construction."""
+
+    kind: Literal["train"]
+    name: RunName
+    runs: RunsFolder = "runs"
+    data: Data
+    model: Annotated[MlpModel | VggModel, Field(discriminator="arch")]
+    objective: Annotated[HffObjective | CeObjective | BpObjective, Field(discriminator="name")]
+    train: Train
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _relations(self) -> Job:
+        found = checks.check(self)
+        if found:
+            text = "\n".join(f"{f.key}: {f.text}" for f in found)
+            raise PydanticCustomError("relations", "{text}", {"text": text, "found": found})
+        return self

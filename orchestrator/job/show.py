@@ -1,0 +1,34 @@
+"""How a value of a job is written in a message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.job.paths import redacted
+
+_LONGEST = 60
+
+
+def show(value: Any) -> str:
+    """A value as YAML would have it, on one line, not too long; passwords in URLs are left out."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        text = repr(redacted(value))
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]}...{text[0]}"
+    if isinstance(value, (list, tuple)):
+        text = "[" + ", ".join(show(v) for v in value) + "]"
+        return text if len(text) <= _LONGEST else f"a list of {len(value)}"
+    if isinstance(value, dict):
+        text = "{" + ", ".join(f"{k}: {show(v)}" for k, v in value.items()) + "}"
+        return text if len(text) <= _LONGEST else f"a mapping of {len(value)} keys"
+    text = repr(value) if isinstance(value, float) else _whole(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _whole(value: Any) -> str:
+    if isinstance(value, int) and abs(value) >= 10**100:
+        return "a number of more than 100 digits"
+    return str(value)

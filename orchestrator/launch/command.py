@@ -1,0 +1,73 @@
+"""`orchestrator run`: one job, or one per seed, on whatever started this process."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import EXIT_DONE, JobError
+from orchestrator.job.load import load_job
+from orchestrator.run.folder import write_json
+
+
+def run_command(
+    job_path: str,
+    *,
+    overrides: Sequence[str],
+    seeds: Sequence[int] | None,
+    summary_path: Path | None,
+    resume: str,
+) -> int:
+    """Run the job; returns the exit code. Errors are raised."""
+    job = load_job(job_path, overrides)
+    # Libraries warn about their own affairs; the user of a job sees our words only.
+    warnings.simplefilter("ignore")
+    from orchestrator.launch.local import torchrun_rank
+
+    origin = Path(job_path).absolute().parent
+    if torchrun_rank() is not None:
+        from orchestrator.launch.torchrun import run_under_torchrun
+
+        if seeds is not None:
+            raise JobError("--seeds: not under torchrun; start one torchrun per seed with --set train.seed=N")
+        run_under_torchrun(job, resume=resume, summary_path=summary_path, origin=origin)
+        return EXIT_DONE
+    from orchestrator.launch.driver import run_job
+
+    if seeds is None:
+        run_job(job, resume=resume, summary_path=summary_path, origin=origin)
+        return EXIT_DONE
+    summaries = []
+    for seed in seeds:
+        extra = [f"train.seed={seed}", f"name={job.name}-seed-{seed}"]
+        one = load_job(job_path, [*overrides, *extra])
+        summaries.append(run_job(one, resume=resume, origin=origin))
+    result = over_seeds(summaries)
+    print(seeds_line(result))
+    if summary_path is not None:
+        write_json(summary_path, result)
+    return EXIT_DONE
+
+
+def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and sample standard deviation of the accuracies of runs that differ in their seed."""
+    result: dict[str, Any] = {"seeds": [s["seed"] for s in summaries], "runs": list(summaries)}
+    for metric in ("val_top1", "val_top5", "test_top1", "test_top5"):
+        values = [s[metric] for s in summaries if s[metric] is not None]
+        if len(values) == len(summaries):
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            result[metric] = {"mean": statistics.fmean(values), "deviation": spread}
+    return result
+
+
+def seeds_line(result: dict[str, Any]) -> str:
+    parts = []
+    for metric in ("val_top1", "test_top1"):
+        if metric in result:
+            spread = result[metric]["deviation"]
+            note = "" if spread is None else f" +- {spread:.4f}"
+            parts.append(f"{metric} {result[metric]['mean']:.4f}{note}")
+    return f"{len(result['seeds'])} seeds: " + ", ".join(parts)

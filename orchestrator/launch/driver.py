@@ -1,0 +1,294 @@
+"""The driver of one run: decide, announce, launch, follow, conclude."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hff.shapes import LayerShape
+from orchestrator.errors import Interrupted, JobError, OrchestratorError
+from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
+from orchestrator.job.schema import Job
+from orchestrator.launch import local
+from orchestrator.launch.ray_train import RaySession, run_ray
+from orchestrator.launch.restart import Failure, next_action
+from orchestrator.launch.signals import StopSignal
+from orchestrator.pipeline.plan import Plan
+from orchestrator.run import checkpoint, prepare, tracking
+from orchestrator.run.context import LocalContext
+from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
+from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
+from orchestrator.run.loop import run_token, steps_per_epoch
+from orchestrator.run.planning import plan_for, shapes_of
+from orchestrator.run.worker import Assignment, first_failure
+from orchestrator.show.terminal import Follower, plan_table, result_table
+
+
+Launch = Callable[[Assignment], None]
+
+
+@dataclass
+class Drive:
+    """What the parts of a drive share."""
+
+    job: Job
+    values: dict[str, Any]
+    folder: RunFolder
+    resume: str
+    say: Callable[[str], None]
+    origin: Path
+    launch: Launch | None
+
+
+def run_job(
+    job: Job,
+    *,
+    resume: str = "auto",
+    summary_path: Path | None = None,
+    say: Callable[[str], None] = print,
+    origin: Path | None = None,
+    launch: Launch | None = None,
+) -> dict[str, Any]:
+    """Run a training job to its end and return its summary.
+
+    `resume` is auto, never or must. `origin` is the folder whose git commit is recorded. Raises the errors of
+    orchestrator.errors; Interrupted when the run was stopped and can go on. `launch` replaces the launcher that
+    the job names, for a group of workers that is there already; it is called once at most.
+    """
+    drive = Drive(
+        job=job,
+        values=job_to_dict(job),
+        folder=RunFolder(Path(job.runs) / job.name),
+        resume=resume,
+        say=say,
+        origin=origin or Path.cwd(),
+        launch=launch,
+    )
+    _refuse_missing_gpu(job)
+    with Lease(drive.folder):
+        summary = _finished(drive) or _drive(drive)
+    if summary_path is not None:
+        write_json(summary_path, summary)
+    return summary
+
+
+def _refuse_missing_gpu(job: Job) -> None:
+    if job.cluster.use_gpu and job.cluster.launcher == "process" and not torch.cuda.is_available():
+        raise JobError("cluster.use_gpu: must be false here, got true: this machine has no GPU that torch can use")
+
+
+def _finished(drive: Drive) -> dict[str, Any] | None:
+    if drive.resume == "never":
+        replaced = drive.folder.set_aside()
+        if replaced is not None:
+            drive.say(f"The earlier run {drive.job.name} is now {replaced.name}.")
+        return None
+    summary = prepare.finished_summary(drive.folder, drive.values)
+    if summary is not None:
+        drive.say(
+            f"Run {drive.job.name} is finished already ({drive.folder.summary}). "
+            "Use --resume never to run it afresh, or give the job another name."
+        )
+    return summary
+
+
+def _drive(drive: Drive) -> dict[str, Any]:
+    """Attempts until the run is finished, stopped, or has failed for good."""
+    job, folder = drive.job, drive.folder
+    prepare.next_attempt(folder, drive.resume)  # refuses a damaged or missing checkpoint before anything starts
+    prepare_embedded(drive.values["data"], Path(job.runs))
+    datasets = open_datasets(drive.values["data"], Path(job.runs))
+    shapes = shapes_of(job, len(datasets.classes))
+    plan = plan_for(job, shapes, len(datasets.train.subset), len(datasets.classes))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.job, job_yaml(job))
+    names = [shape.name for shape in shapes]
+    drive.say(plan_table(plan.to_json(), names, job_name=job.name))
+    folder.append_event({"event": "plan", **plan.to_json(), "layer_names": names})
+    failures: list[Failure] = []
+    use_ray = job.cluster.launcher == "ray" and drive.launch is None
+    session = RaySession(drive.values["cluster"]) if use_ray else nullcontext()
+    with session as ray:
+        if isinstance(ray, RaySession):
+            ray.check_resources()
+        while True:
+            attempt = prepare.next_attempt(folder, "auto")
+            attempt = replace(attempt, run_id=_track(drive, attempt, plan))
+            assignment = _assignment(drive, attempt, plan, datasets, shapes)
+            failure = _attempt(drive, attempt, assignment)
+            if failure is None:
+                return _conclude(drive, assignment, plan)
+            failures.append(failure)
+            action = next_action(failures, job.cluster.max_failures if drive.launch is None else 0)
+            if action.stop:
+                tracking.finish_run(_uri(drive), assignment.run_id, "FAILED", [])
+                raise failure.error(action.why)
+            drive.say(f"warning: {failure.headline}; {action.why}")
+
+
+def _assignment(
+    drive: Drive, attempt: prepare.Attempt, plan: Plan, datasets: Datasets, shapes: tuple[LayerShape, ...]
+) -> Assignment:
+    job = drive.job
+    replicas = plan.stages[0].replicas
+    steps, max_batch = steps_per_epoch(len(datasets.train.subset), job.train.global_batch_size, replicas)
+    resume_from, weights_only = attempt.resume_from, False
+    if resume_from is None and job.train.init_from is not None:
+        resume_from, weights_only = prepare.weights_source(Path(job.runs), job.train.init_from), True
+    return Assignment(
+        job=drive.values,
+        job_sha256=job_sha256(job),
+        run_dir=str(drive.folder.path),
+        attempt=attempt.number,
+        resume_from=None if resume_from is None else str(resume_from),
+        weights_only=weights_only,
+        run_id=attempt.run_id,
+        ranges=[stage.layers for stage in plan.stages],
+        replicas=replicas,
+        layer_names=[shape.name for shape in shapes],
+        layer_outputs=[tuple(shape.output) for shape in shapes],
+        steps_per_epoch=steps,
+        max_batch=max_batch,
+        num_classes=len(datasets.classes),
+        attempt_steps=attempt.earlier_steps,
+        git_commit=prepare.git_commit(drive.origin),
+        token=f"{run_token(str(drive.folder.path), attempt.number)}-{uuid.uuid4().hex[:8]}",
+    )
+
+
+def _uri(drive: Drive) -> str:
+    return tracking.resolve_uri(drive.job.tracking.uri, Path(drive.job.runs))
+
+
+def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan) -> str:
+    """Create the MLflow run, or go on in it. What may differ between attempts is a tag, not a parameter."""
+    job = drive.job
+    flat = flatten(drive.values)
+    varying = ("cluster.", "tracking.", "checkpoint.")
+    tags = {f"attempt.{attempt.number}.{key}": flat[key] for key in flat if key.startswith(varying)}
+    tags |= {
+        "job.kind": job.kind,
+        "git.commit": prepare.git_commit(drive.origin) or "unknown",
+        "run.folder": str(drive.folder.path),
+        f"attempt.{attempt.number}.stages": str([stage.layers for stage in plan.stages]),
+    }
+    return tracking.create_run(
+        _uri(drive),
+        job.tracking.experiment,
+        job.name,
+        params={key: value for key, value in flat.items() if not key.startswith(varying)},
+        tags=tags,
+        artifacts=Path(job.runs) / "mlartifacts",
+        run_id=attempt.run_id,
+    )
+
+
+def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> Failure | None:
+    """Launch and follow one attempt. Returns its failure; raises Interrupted when it was stopped."""
+    folder = drive.folder
+    for warning in attempt.warnings:
+        drive.say(f"warning: {warning}")
+    first_step = 0
+    if attempt.resume_from is not None:
+        first_step = int(checkpoint.read_state(attempt.resume_from)["step"])
+        drive.say(f"Attempt {attempt.number} goes on from step {first_step}.")
+    prepare.record_attempt(folder, attempt, first_step, assignment.run_id)
+    with _followed(drive, assignment), _stoppable(drive, attempt.number):
+        try:
+            _launch(drive, assignment)
+        except OrchestratorError as error:
+            return _failure(folder, attempt.number, error)
+    outcome = read_json(folder.outcome) or {}
+    if outcome.get("attempt") != attempt.number:
+        return Failure(None, "the workers ended without a result", "", 1, False, ())
+    if outcome["status"] == "interrupted":
+        tracking.finish_run(_uri(drive), assignment.run_id, "KILLED", [])
+        raise Interrupted(
+            f"{drive.job.name} was stopped after step {outcome['step']} and saved; "
+            "run the same command again to go on"
+        )
+    return None
+
+
+def _launch(drive: Drive, assignment: Assignment) -> None:
+    if drive.launch is not None:
+        drive.launch(assignment)
+    elif drive.job.cluster.launcher == "ray":
+        run_ray(assignment, storage=str(drive.folder.path / "ray"))
+    elif drive.job.cluster.workers == 1:
+        local.run_here(assignment, LocalContext())
+    else:
+        local.run_processes(assignment)
+
+
+def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failure:
+    """What the workers wrote down, first cause first; the launcher's own words when they could not."""
+    step = (read_json(folder.progress) or {}).get("step")
+    first, others = first_failure(folder, attempt)
+    if first is None:
+        return Failure(step, str(error), "", error.exit_code, isinstance(error, JobError), ())
+    where = f"worker {first['rank']}: " if not first["expected"] else ""
+    return Failure(
+        step=step,
+        message=where + (first["message"] if first["expected"] else f"{first['type']}: {first['message']}"),
+        traceback="" if first["expected"] else first["traceback"],
+        exit_code=first["exit_code"],
+        final=first["exit_code"] in (2, 3, 4),
+        others=tuple(f"worker {r['rank']}: {r['type']}: {r['message'].splitlines()[0]}" for r in others if r["message"]),
+    )
+
+
+@contextmanager
+def _followed(drive: Drive, assignment: Assignment) -> Iterator[None]:
+    """Show progress and send metrics to MLflow beside the run, from the files that its rank 0 writes."""
+    follower = Follower(drive.folder.path, assignment.attempt)
+    sink = tracking.EventSink(_uri(drive), assignment.run_id or "", drive.folder.path)
+    follower.start()
+    sink.start()
+    try:
+        yield
+    finally:
+        sink.stop()
+        follower.stop()
+
+
+@contextmanager
+def _stoppable(drive: Drive, attempt: int) -> Iterator[None]:
+    """First signal: save and leave. `train.max_hours` does the same in time."""
+    stop_file = drive.folder.stop_file(attempt)
+
+    def stop(reason: str) -> None:
+        stop_file.touch()
+        drive.say(f"{reason}: saving at the end of this step, then leaving (again: leave at once)")
+
+    timer = None
+    if drive.job.train.max_hours is not None:
+        timer = threading.Timer(drive.job.train.max_hours * 3600, stop, ["train.max_hours is over"])
+        timer.daemon = True
+        timer.start()
+    try:
+        with StopSignal(stop):
+            yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        stop_file.unlink(missing_ok=True)
+
+
+def _conclude(drive: Drive, assignment: Assignment, plan: Plan) -> dict[str, Any]:
+    """Log the finished run and show its result."""
+    summary: dict[str, Any] = read_json(drive.folder.summary)
+    write_json(drive.folder.attempts, [
+        {"attempt": i + 1, "first_step": a, "last_step": b, "run_id": assignment.run_id}
+        for i, (a, b) in enumerate(summary["attempt_steps"])
+    ])
+    tracking.finish_run(_uri(drive), assignment.run_id, "FINISHED", [drive.folder.summary, drive.folder.job])
+    drive.say(result_table(summary, drive.folder.path, _uri(drive)))
+    return summary

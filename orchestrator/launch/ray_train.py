@@ -1,0 +1,159 @@
+"""Workers as Ray actors under Ray Train: placement, rendezvous, and nothing else. Activations never touch Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from typing import Any
+
+from orchestrator.errors import JobError, OrchestratorError
+from orchestrator.launch.local import WorkerFailure
+from orchestrator.run.worker import Assignment
+
+# Set before ray is imported anywhere: no usage statistics, the current Train, quiet workers.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+
+
+class RayContext:
+    """The loop's context inside a Ray Train worker."""
+
+    def __init__(self) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        self.rank: int = context.get_world_rank()
+        self.world_size: int = context.get_world_size()
+        self.local_rank: int = context.get_local_rank()
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        # Results travel through the run folder; Ray's own report would only copy them.
+        return None
+
+    def stop_requested(self) -> bool:
+        # The driver's wish to stop arrives as a file in the run folder.
+        return False
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """What Ray Train calls in every worker."""
+    import ray.train.torch
+    import torch
+
+    from orchestrator.run.worker import work
+
+    assignment: Assignment = config["assignment"]
+    device = torch.device("cpu")
+    if assignment.job["cluster"]["use_gpu"]:
+        device = ray.train.torch.get_device()
+    work(assignment, RayContext(), device)
+
+
+class RaySession:
+    """A connection to the cluster named by RAY_ADDRESS, or a Ray of our own on this machine."""
+
+    def __init__(self, cluster: dict[str, Any]) -> None:
+        self._cluster = cluster
+        self.own = False
+
+    def __enter__(self) -> RaySession:
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+
+        # A second process could otherwise never join a cluster that this process believes to have.
+        address = os.environ.get("RAY_ADDRESS")
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        self._already = ray.is_initialized()
+        if self._already:
+            return self
+        try:
+            if address:
+                ray.init(address=address, **options)
+            else:
+                self.own = True
+                ray.init(address="local", include_dashboard=False, num_cpus=self._local_cpus(), **options)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+            raise OrchestratorError(f"{where} cannot be used: {error}") from error
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._already:
+            import ray
+
+            ray.shutdown()
+
+    def _local_cpus(self) -> int:
+        """At least what the job asks for: on one machine the user decides how many workers share a core."""
+        needed = self._cluster["workers"] * self._cluster["cpus_per_worker"]
+        return max(os.cpu_count() or 1, -(-int(needed * 1000) // 1000))
+
+    def check_resources(self) -> None:
+        """Refuse a job that this cluster can never place, with the sum. Raises JobError."""
+        import ray
+
+        there = ray.cluster_resources()
+        workers = self._cluster["workers"]
+        needed = {"CPU": workers * self._cluster["cpus_per_worker"]}
+        if self._cluster["use_gpu"]:
+            needed["GPU"] = workers
+        for kind, amount in needed.items():
+            if amount > there.get(kind, 0) + 1e-6:
+                raise JobError(
+                    f"cluster.workers: {workers} workers need {amount:g} {kind}, the Ray cluster has "
+                    f"{there.get(kind, 0):g}; use fewer workers, lower cluster.cpus_per_worker or add nodes"
+                )
+
+
+def run_ray(assignment: Assignment, storage: str) -> None:
+    """Run one attempt under Ray Train and wait for its end.
+
+    Raises WorkerFailure when any worker failed; the workers' own reports in the run folder say why.
+    """
+    import ray.train
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster = assignment.job["cluster"]
+    resources = {"CPU": cluster["cpus_per_worker"], **({"GPU": 1} if cluster["use_gpu"] else {})}
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"assignment": assignment},
+        scaling_config=ScalingConfig(
+            num_workers=cluster["workers"], use_gpu=cluster["use_gpu"], resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if cluster["use_gpu"] else "gloo",
+            timeout_s=int(cluster["timeout_s"]),
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{assignment.attempt}",
+            storage_path=storage,
+            # Restarts are the driver's decision: only it knows which checkpoint is the newest whole one.
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    # Ray Train would take over SIGINT in the main thread and abort without a checkpoint.
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if failure:
+        raise WorkerFailure(f"Ray Train: {failure[0]}") from failure[0]

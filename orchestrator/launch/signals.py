@@ -1,0 +1,37 @@
+"""Turn the first SIGINT, SIGTERM or SIGUSR1 into a wish to stop; the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+_WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignal:
+    """Installed around a run in the main thread; `on_stop` is called once, inside the handler."""
+
+    def __init__(self, on_stop: Callable[[str], None]) -> None:
+        self._on_stop = on_stop
+        self._previous: dict[signal.Signals, Any] = {}
+        self.received: str | None = None
+
+    def __enter__(self) -> StopSignal:
+        for number in _WATCHED:
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.received is not None:
+            os.write(2, f"\n{name} again: leaving at once; the last saved checkpoint counts\n".encode())
+            os._exit(128 + number)
+        self.received = name
+        self._on_stop(name)

@@ -1,0 +1,216 @@
+"""One-way links between stages: what travels, and how a transport is chosen.
+
+A message lies in a slot of fixed size: a header, labels, votes, activation. The receiver slices to the valid
+count before anything is computed.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.pipeline.mesh import Mesh
+
+Kind = Literal["train", "eval"]
+SLOTS = 3
+_HEADER = struct.Struct("<qiiiii")
+_ALIGNMENT = 64
+
+
+class LinkError(OrchestratorError):
+    """A neighbour that is gone or silent; usually a consequence of what happened there."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A batch between two stages: `activation` (valid, ...), `target` (valid,) int64, `vote` (valid, C) or None.
+
+    `last` ends an evaluation; `stop` marks the last training step before everybody saves and leaves.
+    """
+
+    step: int
+    kind: Kind
+    last: bool
+    stop: bool
+    activation: Tensor
+    target: Tensor
+    vote: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LinkShape:
+    """What one link carries at most. Both ends derive it from the plan, so it is never negotiated."""
+
+    activation: tuple[int, ...]
+    dtype: torch.dtype
+    max_batch: int
+    num_classes: int
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Bytes of header, labels, votes and activation, each padded to a cache line."""
+        item = torch.empty((), dtype=self.dtype).element_size()
+        parts = (
+            _HEADER.size,
+            8 * self.max_batch,
+            4 * self.max_batch * self.num_classes,
+            item * self.max_batch * math.prod(self.activation),
+        )
+        header, labels, votes, activation = (-(-p // _ALIGNMENT) * _ALIGNMENT for p in parts)
+        return header, labels, votes, activation
+
+    @property
+    def slot_bytes(self) -> int:
+        return sum(self.sizes)
+
+
+class Sender(Protocol):
+    """The end that gives."""
+
+    waited_s: float
+    bytes_total: int
+
+    def send(self, message: Message) -> None:
+        """Copy into a free slot and return; waits only while all slots are full."""
+
+    def close(self) -> None: ...
+
+
+class Receiver(Protocol):
+    """The end that takes."""
+
+    waited_s: float
+    bytes_total: int
+
+    def recv(self) -> Message:
+        """The next message, whose transfer was already under way. Valid until the next call."""
+
+    def close(self) -> None: ...
+
+
+class Slot:
+    """Views of one slot's memory, a flat uint8 tensor: the layout of a message lives here alone."""
+
+    def __init__(self, shape: LinkShape, memory: Tensor) -> None:
+        header, labels, votes, activation = shape.sizes
+        ends = [header, header + labels, header + labels + votes, header + labels + votes + activation]
+        self._shape = shape
+        self._header = memory[:header]
+        self._labels = memory[header : ends[1]].view(torch.int64)
+        self._votes = memory[ends[1] : ends[2]].view(torch.float32)
+        self._activation = memory[ends[2] : ends[3]].view(shape.dtype)
+
+    def _activation_view(self, valid: int) -> Tensor:
+        """(valid, ...) in the agreed memory format, over the dense beginning of the slot."""
+        shape = self._shape.activation
+        flat = self._activation[: valid * math.prod(shape)]
+        if self._shape.memory_format == "channels_last" and len(shape) == 3:
+            channels, height, width = shape
+            return flat.view(valid, height, width, channels).permute(0, 3, 1, 2)
+        return flat.view(valid, *shape)
+
+    def write(self, message: Message) -> int:
+        """Fill the slot; returns the bytes that carry something."""
+        valid = len(message.target)
+        if valid > self._shape.max_batch:
+            raise ValueError(f"a batch of {valid} does not fit a link for {self._shape.max_batch}")
+        flags = (int(message.last), int(message.stop), int(message.vote is not None))
+        packed = _HEADER.pack(message.step, int(message.kind == "eval"), valid, *flags)
+        self._header[: len(packed)].copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+        self._labels[:valid].copy_(message.target)
+        if message.vote is not None:
+            classes = self._shape.num_classes
+            self._votes[: valid * classes].view(valid, classes).copy_(message.vote)
+        view = self._activation_view(valid)
+        view.copy_(message.activation)
+        return view.numel() * view.element_size() + 8 * valid + len(packed)
+
+    def read(self) -> Message:
+        """Views of what the slot holds."""
+        raw = bytes(self._header[: _HEADER.size].cpu().numpy())
+        step, is_eval, valid, last, stop, has_vote = _HEADER.unpack(raw)
+        classes = self._shape.num_classes
+        return Message(
+            step=step,
+            kind="eval" if is_eval else "train",
+            last=bool(last),
+            stop=bool(stop),
+            activation=self._activation_view(valid),
+            target=self._labels[:valid],
+            vote=self._votes[: valid * classes].view(valid, classes) if has_vote else None,
+        )
+
+
+def host_id() -> str:
+    """The same on all processes of one running machine, and on no other."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}"
+
+
+def choose_transport(wanted: str, hosts: tuple[str, str], device: torch.device, *, linux: bool) -> str:
+    """shm between CPU processes of one Linux host, p2p otherwise; raises LinkError for a wish that cannot be."""
+    local = hosts[0] == hosts[1] and device.type == "cpu" and linux
+    if wanted == "auto":
+        return "shm" if local else "p2p"
+    if wanted == "shm" and not local:
+        raise LinkError("cluster.transport: shm joins CPU workers of one Linux host only; use auto")
+    return "shm" if wanted == "shm" else "p2p"
+
+
+def open_links(
+    mesh: Mesh,
+    rank: int,
+    incoming: LinkShape | None,
+    outgoing: LinkShape | None,
+    *,
+    transport: str,
+    timeout_s: float,
+    token: str,
+    group: dist.ProcessGroup | None = None,
+    device: torch.device | None = None,
+) -> tuple[Receiver | None, Sender | None]:
+    """Connect a worker to its neighbours. Every rank calls this; `token` is unique to the attempt.
+
+    `incoming` and `outgoing` are None at the first and the last stage.
+    """
+    import sys
+
+    from orchestrator.pipeline import p2p, shm
+
+    where = device or torch.device("cpu")
+    hosts: list[str] = [""] * mesh.size
+    dist.all_gather_object(hosts, host_id(), group=group)
+    before, after = mesh.before(rank), mesh.after(rank)
+
+    def kind(a: int, b: int) -> str:
+        return choose_transport(transport, (hosts[a], hosts[b]), where, linux=sys.platform == "linux")
+
+    receiver: Receiver | None = None
+    sender: Sender | None = None
+    if where.type == "cuda":
+        # NCCL forms a communicator at first use by all; point-to-point calls must not be that first use.
+        dist.all_reduce(torch.zeros(1, device=where))
+    listener = None
+    if before is not None and incoming is not None and kind(before, rank) == "shm":
+        listener = shm.listen(token, before, rank)
+    if after is not None and outgoing is not None:
+        if kind(rank, after) == "shm":
+            sender = shm.ShmSender(outgoing, token, rank, after, timeout_s)
+        else:
+            sender = p2p.P2PSender(outgoing, after, timeout_s, where)
+    if before is not None and incoming is not None:
+        if listener is not None:
+            receiver = shm.ShmReceiver(incoming, listener, before, timeout_s)
+        else:
+            receiver = p2p.P2PReceiver(incoming, before, timeout_s, where)
+    return receiver, sender

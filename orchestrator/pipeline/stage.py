@@ -1,0 +1,212 @@
+"""The layers that one worker owns, one training step of them and one evaluation batch of them.
+
+A step reads: take the activation that was already being received; for each layer forward, local loss and
+gradient; send the last output before that layer's update; update.
+
+Shape letters: B samples of this replica, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hff.layers import LocalLayer
+from hff.local import local_forward_backward, local_update
+from orchestrator.pipeline.links import Kind, Message, Receiver, Sender
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """One batch as a stage sees it: `x` (B, ...) on the device, `target` (B,) int64, `vote` (B, C) or None."""
+
+    step: int
+    x: Tensor
+    target: Tensor
+    vote: Tensor | None = None
+    last: bool = False
+    stop: bool = False
+
+
+@dataclass
+class LayerTotals:
+    """Sums over the samples of one replica since the last reading; they stay on the device until read."""
+
+    loss: Tensor
+    correct: Tensor
+    samples: int = 0
+
+
+@dataclass
+class StageTimes:
+    """Seconds of this worker since the last reading."""
+
+    wall_s: float = 0.0
+    wait_input_s: float = 0.0
+    wait_output_s: float = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        return max(0.0, self.wall_s - self.wait_input_s - self.wait_output_s)
+
+
+@dataclass
+class Stage:
+    """Layers `first` .. of a network with their optimizers and the links to both neighbours.
+
+    `learning_rates(step)` gives one rate per layer of this stage, `trained(step)` the global index of the
+    only layer that trains at that step, or None when all do. `replicas` is the process group of the workers
+    that hold the same layers, None when this worker is alone. `output_shape` is one sample's activation
+    behind the last layer.
+    """
+
+    first: int
+    layers: Sequence[LocalLayer]
+    optimizers: Sequence[torch.optim.Optimizer]
+    receiver: Receiver | None
+    sender: Sender | None
+    learning_rate: Callable[[int], float]
+    trained: Callable[[int], int | None]
+    output_shape: tuple[int, ...]
+    device: torch.device
+    autocast_dtype: torch.dtype | None = None
+    grad_clip: float | None = None
+    replicas: dist.ProcessGroup | None = None
+    times: StageTimes = field(default_factory=StageTimes)
+    totals: list[LayerTotals] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.totals = [self._no_totals() for _ in self.layers]
+
+    def _no_totals(self) -> LayerTotals:
+        return LayerTotals(
+            torch.zeros((), dtype=torch.float64, device=self.device),
+            torch.zeros((), dtype=torch.int64, device=self.device),
+        )
+
+    def take_totals(self) -> tuple[list[LayerTotals], StageTimes]:
+        """Return and reset the sums and the clocks."""
+        taken, self.totals = self.totals, [self._no_totals() for _ in self.layers]
+        times, self.times = self.times, StageTimes()
+        return taken, times
+
+    def receive(self) -> StageInput:
+        """The next batch from the stage before; its transfer was under way during the last step."""
+        assert self.receiver is not None, "the first stage reads from a stream, not from a link"
+        began = time.perf_counter()
+        message = self.receiver.recv()
+        self.times.wait_input_s += time.perf_counter() - began
+        to = self.device
+        vote = None if message.vote is None else message.vote.to(to)
+        return StageInput(
+            message.step, message.activation.to(to), message.target.to(to), vote, message.last, message.stop
+        )
+
+    def train_step(self, batch: StageInput) -> bool:
+        """Train the layers of this stage on one batch. Returns whether the run stops after this step."""
+        count, stop = self._agree(batch)
+        active = self.trained(batch.step)
+        last_trained = self.first + len(self.layers) - 1 if active is None else active
+        learning_rate = self.learning_rate(batch.step)
+        x = batch.x
+        for i, layer in enumerate(self.layers):
+            index = self.first + i
+            if index > last_trained:
+                break
+            if active is not None and index < active:
+                x = self._pass_frozen(layer, x)
+                continue
+            layer.train()
+            update = local_forward_backward(
+                layer, x, batch.target, count=count, autocast_dtype=self.autocast_dtype
+            )
+            x = update.output
+            if active is None and i == len(self.layers) - 1:
+                self._send("train", batch, x, None, stop)
+            self._sum_gradients(layer)
+            self._apply(layer, self.optimizers[i], learning_rate)
+            totals = self.totals[i]
+            totals.loss += update.loss_sum
+            totals.correct += update.correct
+            totals.samples += len(batch.target)
+        if active is not None:
+            self._send_sequential(batch, x, stop, frozen=active >= self.first + len(self.layers))
+        return stop
+
+    def _send_sequential(self, batch: StageInput, x: Tensor, stop: bool, *, frozen: bool) -> None:
+        """Feed the stage that trains; those behind it get empty batches, which keep all in step."""
+        if frozen:
+            self._send("train", batch, x, None, stop)
+        elif self.sender is not None:
+            nothing = torch.empty((0, *self.output_shape), dtype=x.dtype, device=self.device)
+            empty = StageInput(batch.step, batch.x[:0], batch.target[:0])
+            self._send("train", empty, nothing, None, stop)
+
+    def _agree(self, batch: StageInput) -> tuple[int, bool]:
+        """Valid samples of the global batch, and whether any replica was told to stop after this step."""
+        if self.replicas is None:
+            return len(batch.target), batch.stop
+        both = torch.tensor([len(batch.target), int(batch.stop)], dtype=torch.int64)
+        dist.all_reduce(both, group=self.replicas)
+        return int(both[0]), bool(both[1])
+
+    def _pass_frozen(self, layer: LocalLayer, x: Tensor) -> Tensor:
+        layer.eval()
+        with torch.no_grad(), self._autocast():
+            y: Tensor = layer(x)
+        return y
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.autocast_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)
+
+    def _send(self, kind: Kind, batch: StageInput, x: Tensor, vote: Tensor | None, stop: bool) -> None:
+        if self.sender is None:
+            return
+        waited = self.sender.waited_s
+        self.sender.send(Message(batch.step, kind, batch.last, stop, x, batch.target, vote))
+        self.times.wait_output_s += self.sender.waited_s - waited
+
+    def _sum_gradients(self, layer: LocalLayer) -> None:
+        """Sum the gradients of all replicas: each is already divided by the global number of samples."""
+        if self.replicas is None:
+            return
+        gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        dist.all_reduce(flat, group=self.replicas)
+        for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+
+    def _apply(self, layer: LocalLayer, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+        if self.grad_clip is not None:
+            torch.nn.utils.clip_grad_norm_(layer.parameters(), self.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        local_update(layer, optimizer)
+
+    @torch.no_grad()
+    def evaluate(self, batch: StageInput, vote_weights: Sequence[float], correct: Tensor) -> Tensor:
+        """Classify one batch with frozen layers and pass it on; returns the votes so far, (B, C) float32.
+
+        `vote_weights` has one weight per layer of the network, 0 for those without a vote; `correct`
+        (layers of this stage,) int64 counts the right top-1 classes of each layer.
+        """
+        x, vote = batch.x, batch.vote
+        for i, layer in enumerate(self.layers):
+            layer.eval()
+            with self._autocast():
+                x = layer(x)
+                logit_BC = layer.head(x)
+            correct[i] += (logit_BC.argmax(dim=1) == batch.target).sum()
+            weight = vote_weights[self.first + i]
+            if weight or vote is None:
+                part = weight * torch.log_softmax(logit_BC.float(), dim=1)
+                vote = part if vote is None else vote + part
+        assert vote is not None
+        self._send("eval", batch, x, vote, batch.stop)
+        return vote

@@ -1,0 +1,217 @@
+"""Checkpoints: one pair of files per layer, a state and a manifest that is written last.
+
+A folder counts only when its manifest is there and every file has the size and SHA-256 that it states.
+The files of a layer do not know how many workers wrote them, so any number of workers can read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hff.layers import LocalLayer
+from orchestrator.errors import CheckpointError
+from orchestrator.run.folder import RunFolder, write_json
+
+_STEP = re.compile(r"step_(\d{9})")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a checkpoint as the manifest names it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def step_folder(folder: RunFolder, step: int) -> Path:
+    return folder.checkpoints / f"step_{step:09d}"
+
+
+def temporary_folder(folder: RunFolder, step: int, attempt: int) -> Path:
+    return folder.checkpoints / f".step_{step:09d}.attempt-{attempt}.tmp"
+
+
+def _entry(path: Path) -> FileEntry:
+    with open(path, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+        size = os.fstat(f.fileno()).st_size
+        os.fsync(f.fileno())
+    return FileEntry(path.name, size, digest)
+
+
+def layer_tensors(layer: LocalLayer) -> dict[str, Tensor]:
+    """Parameters and buffers by name, on the CPU and contiguous."""
+    return {k: v.detach().cpu().contiguous() for k, v in layer.state_dict().items()}
+
+
+def layer_sha256(layer: LocalLayer) -> str:
+    """Hash of all parameters and buffers of a layer, names and shapes included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(layer_tensors(layer).items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_sha256(per_layer: Iterable[str]) -> str:
+    """Hash of the whole network from its layers' hashes, in layer order."""
+    return hashlib.sha256("\n".join(per_layer).encode()).hexdigest()
+
+
+def _optimizer_tensors(layer: LocalLayer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in layer.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[id(parameter)]}/{key}"] = value.detach().cpu().contiguous()
+    return dict(sorted(tensors.items()))
+
+
+def save_layer(
+    where: Path, index: int, layer: LocalLayer, optimizer: torch.optim.Optimizer
+) -> list[FileEntry]:
+    """Write one layer's weights and optimizer state into the folder `where`."""
+    where.mkdir(parents=True, exist_ok=True)
+    weights = where / f"layer_{index:02d}.safetensors"
+    state = where / f"layer_{index:02d}.optim.safetensors"
+    save_file(dict(sorted(layer_tensors(layer).items())), weights)
+    save_file(_optimizer_tensors(layer, optimizer), state)
+    return [_entry(weights), _entry(state)]
+
+
+def commit(
+    folder: RunFolder, step: int, attempt: int, state: Mapping[str, Any], entries: Iterable[FileEntry]
+) -> Path:
+    """Add state and manifest, then give the finished folder its name."""
+    where = temporary_folder(folder, step, attempt)
+    where.mkdir(parents=True, exist_ok=True)
+    write_json(where / "state.json", dict(state))
+    files = [*entries, _entry(where / "state.json")]
+    manifest = {"format": _FORMAT, "step": step, "files": [vars(e) for e in sorted(files, key=lambda e: e.name)]}
+    write_json(where / "manifest.json", manifest)
+    final = step_folder(folder, step)
+    if final.exists():
+        # The same step saved twice (a resumed run that had already saved it): the newer replaces the older.
+        shutil.rmtree(final)
+    os.rename(where, final)
+    descriptor = os.open(folder.checkpoints, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    return final
+
+
+def steps_found(folder: RunFolder) -> list[int]:
+    """Steps of all checkpoint folders, valid or not, oldest first."""
+    if not folder.checkpoints.is_dir():
+        return []
+    matches = (_STEP.fullmatch(p.name) for p in folder.checkpoints.iterdir())
+    return sorted(int(m.group(1)) for m in matches if m)
+
+
+def problems(where: Path) -> list[str]:
+    """What is wrong with a checkpoint folder; empty when it is valid."""
+    try:
+        manifest = json.loads((where / "manifest.json").read_text(encoding="utf-8"))
+        expected = [FileEntry(**entry) for entry in manifest["files"]]
+    except FileNotFoundError:
+        return ["manifest.json is missing"]
+    except (ValueError, KeyError, TypeError) as error:
+        return [f"manifest.json cannot be read: {error}"]
+    found = []
+    for entry in expected:
+        path = where / entry.name
+        if not path.is_file():
+            found.append(f"{entry.name} is missing")
+        elif path.stat().st_size != entry.bytes:
+            found.append(f"{entry.name} has {path.stat().st_size} bytes, expected {entry.bytes}")
+        elif _entry(path).sha256 != entry.sha256:
+            found.append(f"{entry.name} is damaged: its SHA-256 is not the manifest's")
+    return found
+
+
+def newest_valid(folder: RunFolder) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a warning for each newer one that is not.
+
+    Raises CheckpointError when there are checkpoints and all are damaged: starting afresh is the user's
+    decision, never ours.
+    """
+    warnings: list[str] = []
+    steps = steps_found(folder)
+    for step in reversed(steps):
+        where = step_folder(folder, step)
+        wrong = problems(where)
+        if not wrong:
+            return where, warnings
+        warnings.append(f"{where.name}: {'; '.join(wrong)}; going back to the one before")
+    if steps:
+        raise CheckpointError(
+            f"{folder.checkpoints}: no checkpoint is whole:\n  "
+            + "\n  ".join(warnings)
+            + "\nUse --resume never to start afresh (this folder is renamed, not deleted)."
+        )
+    return None, warnings
+
+
+def read_state(where: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((where / "state.json").read_text(encoding="utf-8"))
+    return state
+
+
+def load_layer(
+    where: Path, index: int, layer: LocalLayer, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Read one layer's weights, and its optimizer state where `optimizer` is given.
+
+    Raises CheckpointError naming the file when it is missing or does not fit the layer.
+    """
+    path = where / f"layer_{index:02d}.safetensors"
+    try:
+        layer.load_state_dict(load_file(path))
+        if optimizer is not None:
+            path = where / f"layer_{index:02d}.optim.safetensors"
+            _restore_optimizer(layer, optimizer, load_file(path))
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path}: does not fit layer {index}: {error}") from error
+
+
+def _restore_optimizer(
+    layer: LocalLayer, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    parameters = dict(layer.named_parameters())
+    for key, value in tensors.items():
+        name, _, slot = key.rpartition("/")
+        parameter = parameters[name]
+        # torch keeps step counters on the CPU; everything else lies with the parameter.
+        if slot != "step":
+            # In the parameter's own memory layout, so that updates stay fast.
+            value = torch.empty_like(parameter).copy_(value)
+        optimizer.state[parameter][slot] = value
+
+
+def prune(folder: RunFolder, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints."""
+    for step in steps_found(folder)[:-keep_last]:
+        shutil.rmtree(step_folder(folder, step))
+
+
+def remove_leftovers(folder: RunFolder) -> None:
+    """Delete what an interrupted save left behind."""
+    if folder.checkpoints.is_dir():
+        for path in folder.checkpoints.glob(".step_*.tmp"):
+            shutil.rmtree(path)

@@ -1,0 +1,234 @@
+"""From the job's data section to indexes, subsets and streams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.data.index import Index, open_index
+from orchestrator.data.pack import pack
+from orchestrator.data.split import shuffled_labels, split_from_train
+from orchestrator.data.stream import Batch, EvalStream, TrainStream
+from orchestrator.errors import DataError, JobError
+from orchestrator.pipeline.stage import StageInput
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of one index that serve one purpose."""
+
+    index: Index
+    subset: Indices
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a run trains on, selects with and is tested on."""
+
+    train: Part
+    val: Part | None
+    test: Part | None
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.train.index.classes)
+
+
+def embedded_folder(runs: Path) -> Path:
+    """Where the embedded dataset `digits` is packed on first use."""
+    return runs / ".data" / "digits"
+
+
+def prepare_embedded(data: dict[str, Any], runs: Path) -> None:
+    """Pack the embedded dataset if the job uses it; one process does this before the workers start."""
+    if "digits" in (data["train"], data["val"], data["test"]):
+        folder = embedded_folder(runs)
+        if not (folder / "index.json").exists():
+            pack("digits", folder)
+
+
+def _open(location: str, runs: Path, key: str) -> Index:
+    folder = embedded_folder(runs) if location == "digits" else Path(location)
+    try:
+        return open_index(folder)
+    except DataError as error:
+        raise DataError(f"data.{key}: {error}") from error
+
+
+def open_datasets(data: dict[str, Any], runs: Path) -> Datasets:
+    """Open the indexes and check them against each other and against `data.expect`.
+
+    Raises DataError naming the key of the job.
+    """
+    train_index = _open(data["train"], runs, "train")
+    whole = np.arange(train_index.num_samples, dtype=np.int64)
+    val: Part | None = None
+    subset = whole
+    if isinstance(data["val"], dict):
+        subset, held_out = split_from_train(train_index, data["val"]["from_train"])
+        val = Part(train_index, held_out)
+    elif data["val"] is not None:
+        val = _whole(_open(data["val"], runs, "val"))
+    test = None if data["test"] is None else _whole(_open(data["test"], runs, "test"))
+    datasets = Datasets(Part(train_index, subset), val, test)
+    _check(datasets, data)
+    return datasets
+
+
+def _whole(index: Index) -> Part:
+    return Part(index, np.arange(index.num_samples, dtype=np.int64))
+
+
+def _check(datasets: Datasets, data: dict[str, Any]) -> None:
+    for name, part in (("val", datasets.val), ("test", datasets.test)):
+        if part is not None and list(part.index.classes) != datasets.classes:
+            raise DataError(
+                f"data.{name}: its classes differ from those of data.train "
+                f"({len(part.index.classes)} against {len(datasets.classes)}); pack both from the same folders"
+            )
+    expect = data["expect"]
+    if expect is None:
+        return
+    found = {
+        "classes": len(datasets.classes),
+        "train_samples": len(datasets.train.subset),
+        "val_samples": None if datasets.val is None else len(datasets.val.subset),
+    }
+    for key, number in found.items():
+        stated = expect.get(key)
+        if stated is not None and number is not None and stated != number:
+            raise DataError(f"data.expect.{key}: the job states {stated}, the index has {number}")
+
+
+def train_stream(
+    datasets: Datasets, job: dict[str, Any], *, replica: int, replicas: int
+) -> TrainStream:
+    """The training samples of one replica of the first stage."""
+    data, train = job["data"], job["train"]
+    part = datasets.train
+    labels = None
+    if data["shuffle_labels"]:
+        labels = shuffled_labels(part.index.labels, part.subset, train["seed"])
+    if train["global_batch_size"] > len(part.subset):
+        raise JobError(
+            f"train.global_batch_size: must be at most the {len(part.subset)} training samples, "
+            f"got {train['global_batch_size']}"
+        )
+    return TrainStream(
+        part.index,
+        part.subset,
+        seed=train["seed"],
+        lanes=data["lanes"],
+        window=data["shuffle_window"],
+        global_batch_size=train["global_batch_size"],
+        replica=replica,
+        replicas=replicas,
+        image_size=data["image_size"],
+        channels=data["channels"],
+        augment=data["augment"],
+        loader_threads=data["loader_threads"],
+        prefetch_batches=data["prefetch_batches"],
+        labels=labels,
+        bad_sample_budget=data["bad_sample_budget"],
+    )
+
+
+class Normalise:
+    """uint8 images (B, C, H, W) to the network's dtype on the device: (x / 255 - mean) / std per channel."""
+
+    def __init__(self, data: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
+        shape = (1, data["channels"], 1, 1)
+        self.device, self.dtype = device, dtype
+        self.mean = torch.tensor(data["mean"], dtype=dtype, device=device).view(shape) * 255
+        self.scale = 1 / (torch.tensor(data["std"], dtype=dtype, device=device).view(shape) * 255)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = images.to(self.device, non_blocking=True).to(self.dtype, memory_format=torch.channels_last)
+        return x.sub_(self.mean).mul_(self.scale)
+
+
+def eval_batches(
+    part: Part,
+    data: dict[str, Any],
+    normalise: Normalise,
+    *,
+    batch_size: int,
+    replica: int,
+    replicas: int,
+) -> Iterator[StageInput]:
+    """Every sample of this replica's share exactly once; the last batch is marked, even if it is empty."""
+    stream = EvalStream(
+        part.index,
+        part.subset[replica::replicas],
+        batch_size,
+        image_size=data["image_size"],
+        channels=data["channels"],
+        loader_threads=data["loader_threads"],
+        prefetch_batches=data["prefetch_batches"],
+    )
+    held: Batch | None = None
+    step = 0
+    for batch in stream:
+        if held is not None:
+            yield _stage_input(held, step, normalise, last=False)
+            step += 1
+        held = batch
+    if held is None:
+        held = Batch(
+            torch.zeros((0, data["channels"], data["image_size"], data["image_size"]), dtype=torch.uint8),
+            torch.zeros(0, dtype=torch.int64),
+            np.zeros(0, dtype=np.int64),
+            (),
+        )
+    yield _stage_input(held, step, normalise, last=True)
+
+
+def _stage_input(batch: Batch, step: int, normalise: Normalise, *, last: bool) -> StageInput:
+    return StageInput(
+        step, normalise(batch.images), batch.labels.to(normalise.device, non_blocking=True), last=last
+    )
+
+
+class TrainFeed:
+    """Training batches of the first stage by step, over epochs, with a clean end."""
+
+    def __init__(
+        self, stream: TrainStream, normalise: Normalise, start: int, stop_requested: Callable[[], bool]
+    ) -> None:
+        self._stream, self._normalise, self._stop = stream, normalise, stop_requested
+        self._step = start
+        self._batches: Iterator[Batch] | None = None
+        self.consumed: list[tuple[int, Indices, tuple[str, ...]]] = []
+
+    def next(self) -> StageInput:
+        """The next batch; waits for it if decoding is behind."""
+        epoch, step_in_epoch = divmod(self._step, self._stream.steps_per_epoch)
+        if self._batches is None or step_in_epoch == 0:
+            self.close()
+            self._batches = iter(self._stream.epoch(epoch, first_step=step_in_epoch))
+        batch = next(self._batches)
+        self.consumed.append((self._step, batch.indices, batch.skipped))
+        stop = self._stop()
+        step, self._step = self._step, self._step + 1
+        labels = batch.labels.to(self._normalise.device, non_blocking=True)
+        return StageInput(step, self._normalise(batch.images), labels, stop=stop)
+
+    def take_consumed(self) -> list[tuple[int, Indices, tuple[str, ...]]]:
+        taken, self.consumed = self.consumed, []
+        return taken
+
+    def close(self) -> None:
+        if self._batches is not None:
+            close = getattr(self._batches, "close", None)
+            if close is not None:
+                close()
+            self._batches = None

@@ -1,0 +1,83 @@
+"""Classify a data set with the frozen network, through the same pipeline that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.pipeline.stage import Stage, StageInput
+from orchestrator.run.context import Control
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies as fractions of `samples`; `confusion[t][p]` counts samples of class t called p."""
+
+    samples: int
+    top1: float
+    top5: float
+    layer_top1: dict[int, float]
+    confusion: list[list[int]]
+
+
+def evaluate(
+    stage: Stage,
+    batches: Iterator[StageInput] | None,
+    *,
+    vote_weights: Sequence[float],
+    num_classes: int,
+    is_last: bool,
+    control: Control,
+) -> Evaluation:
+    """Run one pass; every worker calls this and every worker gets the same result.
+
+    `batches` feeds the first stage and is None elsewhere; its last batch is marked `last`. `vote_weights`
+    has one weight per layer of the network.
+    """
+    correct = torch.zeros(len(stage.layers), dtype=torch.int64, device=stage.device)
+    counts = torch.zeros(3, dtype=torch.int64, device=stage.device)
+    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=stage.device)
+    while True:
+        batch = next(batches) if batches is not None else stage.receive()
+        vote = stage.evaluate(batch, vote_weights, correct)
+        if is_last and len(batch.target):
+            _count(vote, batch.target, counts, confusion, num_classes)
+        if batch.last:
+            break
+    mine = {
+        "correct": {stage.first + i: int(c) for i, c in enumerate(correct)},
+        "counts": counts.tolist(),
+        "confusion": confusion.tolist() if is_last else None,
+    }
+    return _combine(control.gather(mine), num_classes)
+
+
+def _count(vote: Tensor, target: Tensor, counts: Tensor, confusion: Tensor, num_classes: int) -> None:
+    best = vote.topk(min(5, num_classes), dim=1).indices
+    hits = best == target[:, None]
+    counts += torch.stack([hits[:, 0].sum(), hits.sum(), torch.tensor(len(target), device=hits.device)])
+    cells = target * num_classes + best[:, 0]
+    confusion += torch.bincount(cells, minlength=num_classes * num_classes)
+
+
+def _combine(parts: list[dict[str, Any]], num_classes: int) -> Evaluation:
+    top1, top5, samples = (sum(p["counts"][i] for p in parts) for i in range(3))
+    per_layer: dict[int, int] = {}
+    for part in parts:
+        for index, right in part["correct"].items():
+            per_layer[index] = per_layer.get(index, 0) + right
+    last = [p["confusion"] for p in parts if p["confusion"] is not None]
+    cells = [sum(column) for column in zip(*last, strict=True)] if last else []
+    rows = [cells[i * num_classes : (i + 1) * num_classes] for i in range(num_classes)] if cells else []
+    total = max(1, samples)
+    return Evaluation(
+        samples=samples,
+        top1=top1 / total,
+        top5=top5 / total,
+        layer_top1={i: right / total for i, right in sorted(per_layer.items())},
+        confusion=rows,
+    )

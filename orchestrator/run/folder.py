@@ -1,0 +1,144 @@
+"""The folder of one run: where its files lie and how they are replaced."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from orchestrator.errors import OrchestratorError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The file's value, None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """RUNS/NAME and the names in it."""
+
+    path: Path
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.yaml"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def attempts(self) -> Path:
+        """One entry per attempt: number, first and last step, MLflow run."""
+        return self.path / "attempts.json"
+
+    @property
+    def outcome(self) -> Path:
+        """How the last attempt ended: finished or interrupted, and after which step."""
+        return self.path / "outcome.json"
+
+    @property
+    def confusion(self) -> Path:
+        return self.path / "confusion.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def stop_file(self, attempt: int) -> Path:
+        """Its presence asks the workers of this attempt to save and leave."""
+        return self.path / f"stop-{attempt}"
+
+    def failure_file(self, attempt: int, rank: int) -> Path:
+        return self.path / "failures" / f"attempt-{attempt}-rank-{rank}.json"
+
+    def append_event(self, event: dict[str, Any]) -> None:
+        with open(self.events, "a", encoding="utf-8") as f:
+            f.write(json.dumps({**event, "time": time.time()}) + "\n")
+
+    def read_events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Events after `offset` bytes, whole lines only, and the offset behind them."""
+        try:
+            with open(self.events, "rb") as f:
+                f.seek(offset)
+                raw = f.read()
+        except FileNotFoundError:
+            return [], offset
+        end = raw.rfind(b"\n") + 1
+        return [json.loads(line) for line in raw[:end].splitlines()], offset + end
+
+    def set_aside(self) -> Path | None:
+        """Rename an existing run folder, so that a new run can take its name; nothing is deleted."""
+        if not self.path.exists():
+            return None
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for n in range(1000):
+            target = self.path.with_name(f"{self.path.name}.replaced-{stamp}" + (f"-{n}" if n else ""))
+            if not target.exists():
+                self.path.rename(target)
+                return target
+        raise OrchestratorError(f"{self.path}: cannot be renamed: too many replaced folders beside it")
+
+
+class Lease:
+    """One driver per run: a lock that ends with the process that holds it, however that ends."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.path.with_name(f".{folder.path.name}.lease")
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Lease:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - held until __exit__
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise OrchestratorError(
+                f"{self._path.name[1:-6]}: this run is already being driven by {holder}; "
+                "stop that one first, or give this run another name"
+            ) from None
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        assert self._file is not None
+        self._path.unlink(missing_ok=True)
+        self._file.close()

@@ -1,0 +1,51 @@
+"""A thread beside the training loop: progress.json twice a second, and the wish to stop, both ways."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from orchestrator.run.context import Context
+from orchestrator.run.folder import RunFolder, write_json
+
+PERIOD_S = 0.4
+
+
+class Heartbeat:
+    """Rank 0 writes progress and looks for the stop file; any rank that was signalled creates that file.
+
+    `state` is what the loop wants known; it is copied at every beat.
+    """
+
+    def __init__(self, folder: RunFolder, attempt: int, context: Context) -> None:
+        self._folder, self._attempt, self._context = folder, attempt, context
+        self._ended = threading.Event()
+        self._stop_seen = False
+        self.state: dict[str, Any] = {"attempt": attempt, "epoch": 0, "step": 0, "steps_total": 0}
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._context.rank == 0:
+            self._write()
+
+    def stop_requested(self) -> bool:
+        return self._stop_seen or self._context.stop_requested()
+
+    def _write(self) -> None:
+        write_json(self._folder.progress, {**self.state, "time": time.time()})
+
+    def _beat(self) -> None:
+        stop_file = self._folder.stop_file(self._attempt)
+        while not self._ended.wait(PERIOD_S):
+            if self._context.rank == 0:
+                self._write()
+                self._stop_seen = self._stop_seen or stop_file.exists()
+            elif self._context.stop_requested():
+                stop_file.touch()

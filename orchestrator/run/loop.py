@@ -1,0 +1,369 @@
+"""The training loop of one worker: step, save, evaluate, report. Reads top to bottom."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hff.randomness import derive_seed
+from orchestrator.data.order import batch_bounds, epoch_order
+from orchestrator.errors import CheckpointError, OrchestratorError
+from orchestrator.pipeline.mesh import Mesh
+from orchestrator.pipeline.stage import Stage
+from orchestrator.run import checkpoint, network
+from orchestrator.run.context import Context, Control
+from orchestrator.run.datasets import Datasets, Normalise, Part, TrainFeed, eval_batches, train_stream
+from orchestrator.run.evaluate import Evaluation, evaluate
+from orchestrator.run.folder import RunFolder, write_json
+from orchestrator.run.heartbeat import Heartbeat
+from orchestrator.run.ledger import Ledger
+from orchestrator.run.schedule import Schedule
+from orchestrator.run.summary import make_summary
+
+if TYPE_CHECKING:
+    from orchestrator.run.worker import Assignment
+
+
+@dataclass
+class Loop:
+    """Everything one worker needs for one attempt; `run` is the attempt."""
+
+    assignment: Assignment
+    context: Context
+    control: Control
+    folder: RunFolder
+    mesh: Mesh
+    stage: Stage
+    schedule: Schedule
+    datasets: Datasets
+    normalise: Normalise
+    heartbeat: Heartbeat
+    ledger: Ledger = field(default_factory=Ledger)
+    samples_seen: int = 0
+    train_seconds: float = 0.0
+    attempt_seconds: float = 0.0
+    attempt_samples: int = 0
+    window: float = 0.0
+    busy: list[float] = field(default_factory=list)
+
+    def run(self) -> str:
+        """Train from the first missing step to the last. Returns 'finished' or 'interrupted'."""
+        start = self._restore()
+        total = self.schedule.total_steps
+        stage_index, replica = self.mesh.place(self.context.rank)
+        feed = self._feed(start, replica) if stage_index == 0 else None
+        self.heartbeat.state.update(step=start, steps_total=total, phase="train")
+        if self._leads:
+            self._event_start(start)
+        self.window = time.perf_counter()
+        stop = False
+        for step in range(start, total):
+            began = time.perf_counter()
+            if feed is not None:
+                batch = feed.next()
+                self.stage.times.wait_input_s += time.perf_counter() - began
+            else:
+                batch = self.stage.receive()
+            assert batch.step == step, f"step {step} got the batch of step {batch.step}"
+            stop = self.stage.train_step(batch)
+            self.stage.times.wall_s += time.perf_counter() - began
+            done = step + 1
+            self.heartbeat.state.update(step=done, epoch=self.schedule.epoch(step))
+            ends = self.schedule.ends_epoch(done)
+            saves = self.schedule.saves(done) or stop
+            if not (ends or saves):
+                continue
+            parts = self._synchronise(feed, done)
+            self._tick()
+            if saves:
+                self._save(done)
+                self._tick()
+            if ends:
+                self._end_epoch(done, parts, stop)
+                self.window = time.perf_counter()
+            if stop and done < total:
+                break
+        else:
+            stop = False
+        if feed is not None:
+            feed.close()
+        if stop:
+            return self._leave("interrupted")
+        self._finish(start)
+        return self._leave("finished")
+
+    def _tick(self) -> None:
+        """Add the time since the last tick to the clocks of the training loop."""
+        now = time.perf_counter()
+        self.train_seconds += now - self.window
+        self.attempt_seconds += now - self.window
+        self.window = now
+
+    @property
+    def _leads(self) -> bool:
+        return self.context.rank == 0
+
+    def _feed(self, start: int, replica: int) -> TrainFeed:
+        stream = train_stream(
+            self.datasets, self.assignment.job, replica=replica, replicas=self.mesh.replicas
+        )
+        return TrainFeed(stream, self.normalise, start, self.heartbeat.stop_requested)
+
+    def _restore(self) -> int:
+        """Read the run's state; returns the first step to do."""
+        source = self.assignment.resume_from
+        if source is None or self.assignment.weights_only:
+            return 0
+        state = checkpoint.read_state(Path(source))
+        self.samples_seen = state["samples_seen"]
+        self.train_seconds = state["train_seconds"]
+        if self._leads:
+            try:
+                self.ledger = Ledger.restored(state["ledger"], lambda n: self._planned(state["step"], n))
+            except ValueError as error:
+                raise CheckpointError(f"{source}: {error}") from error
+        return int(state["step"])
+
+    def _planned(self, step: int, samples: int) -> list[str]:
+        """Keys of the first `samples` samples of the epoch in which `step` lies."""
+        part, job = self.datasets.train, self.assignment.job
+        order = epoch_order(
+            part.subset,
+            seed=job["train"]["seed"],
+            epoch=self.schedule.epoch(step),
+            lanes=job["data"]["lanes"],
+            window=job["data"]["shuffle_window"],
+        )
+        return [part.index.key(int(i)) for i in order[:samples]]
+
+    def _synchronise(self, feed: TrainFeed | None, done: int) -> list[dict[str, Any]]:
+        """Bring the samples consumed and every worker's sums together; waits for the slowest worker."""
+        totals, times = self.stage.take_totals()
+        mine = {
+            "consumed": [] if feed is None else feed.take_consumed(),
+            "first": self.stage.first,
+            "loss": [float(t.loss) for t in totals],
+            "correct": [int(t.correct) for t in totals],
+            "samples": [t.samples for t in totals],
+            "times": times,
+            "stage": self.mesh.place(self.context.rank)[0],
+        }
+        parts = self.control.gather(mine)
+        consumed = sorted((c[0], rank, c[1], c[2]) for rank, p in enumerate(parts) for c in p["consumed"])
+        samples = sum(len(indices) for _, _, indices, _ in consumed)
+        self.samples_seen += samples
+        self.attempt_samples += samples
+        if self._leads:
+            for _, _, indices, skipped in consumed:
+                self.ledger.consume([self.datasets.train.index.key(int(i)) for i in indices], skipped)
+            if self.schedule.ends_epoch(done):
+                self.ledger.end_epoch()
+        self._refuse_non_finite(parts, done)
+        return parts
+
+    def _refuse_non_finite(self, parts: list[dict[str, Any]], done: int) -> None:
+        for part in parts:
+            for i, loss in enumerate(part["loss"]):
+                if not math.isfinite(loss):
+                    name = self.assignment.layer_names[part["first"] + i]
+                    raise OrchestratorError(
+                        f"layer {part['first'] + i} ({name}): its loss is not finite before step {done}; "
+                        "lower train.lr, set train.grad_clip, or resume from the last checkpoint with another recipe"
+                    )
+
+    def _save(self, done: int) -> None:
+        """Every stage writes its layers, then rank 0 makes them one checkpoint."""
+        began = time.perf_counter()
+        self.heartbeat.state.update(phase="save")
+        stage_index, replica = self.mesh.place(self.context.rank)
+        attempt = self.assignment.attempt
+        entries = []
+        if replica == 0:
+            where = checkpoint.temporary_folder(self.folder, done, attempt)
+            for i, (layer, optimizer) in enumerate(
+                zip(self.stage.layers, self.stage.optimizers, strict=True)
+            ):
+                entries += checkpoint.save_layer(where, self.stage.first + i, layer, optimizer)
+        everything = self.control.gather(entries)
+        if self._leads:
+            state = {
+                "step": done,
+                "epoch": self.schedule.epoch(done),
+                "samples_seen": self.samples_seen,
+                "train_seconds": self.train_seconds,
+                "attempt": attempt,
+                "job_sha256": self.assignment.job_sha256,
+                "index_sha256": self.datasets.train.index.sha256,
+                "ledger": self.ledger.state(),
+            }
+            checkpoint.commit(self.folder, done, attempt, state, [e for part in everything for e in part])
+            checkpoint.prune(self.folder, self.assignment.job["checkpoint"]["keep_last"])
+            seconds = time.perf_counter() - began
+            self.folder.append_event({"event": "checkpoint", "step": done, "seconds": seconds})
+        self.control.gather(None)
+        self.heartbeat.state.update(phase="train")
+
+    def _evaluate(self, part: Part | None, done: int, phase: str) -> Evaluation | None:
+        if part is None:
+            return None
+        self.heartbeat.state.update(phase=phase)
+        stage_index, replica = self.mesh.place(self.context.rank)
+        batches = None
+        if stage_index == 0:
+            batches = eval_batches(
+                part,
+                self.assignment.job["data"],
+                self.normalise,
+                batch_size=self.assignment.max_batch,
+                replica=replica,
+                replicas=self.mesh.replicas,
+            )
+        layers = len(self.assignment.layer_names)
+        result = evaluate(
+            self.stage,
+            batches,
+            vote_weights=network.votes(
+                self.assignment.job["model"], layers, self.schedule.depth(done, layers)
+            ),
+            num_classes=self.assignment.num_classes,
+            is_last=stage_index == self.mesh.stages - 1,
+            control=self.control,
+        )
+        self.stage.take_totals()
+        self.heartbeat.state.update(phase="train")
+        return result
+
+    def _end_epoch(self, done: int, parts: list[dict[str, Any]], stop: bool) -> None:
+        """Evaluate where due and write the epoch's line."""
+        self.busy = self._per_stage(parts, lambda t: t.busy_s)
+        waits = self._per_stage(parts, lambda t: t.wait_input_s)
+        evaluation = None
+        if self.schedule.evaluates(done) and not stop:
+            evaluation = self._evaluate(self.datasets.val, done, "evaluate")
+        self._event_epoch(done, parts, waits, evaluation)
+
+    def _per_stage(self, parts: list[dict[str, Any]], seconds: Any) -> list[float]:
+        """Largest fraction of the wall time over the replicas of each stage."""
+        fractions = [0.0] * self.mesh.stages
+        for part in parts:
+            times = part["times"]
+            share = seconds(times) / max(times.wall_s, 1e-9)
+            fractions[part["stage"]] = max(fractions[part["stage"]], share)
+        return fractions
+
+    def _event_start(self, start: int) -> None:
+        self.folder.append_event(
+            {
+                "event": "start",
+                "attempt": self.assignment.attempt,
+                "step": start,
+                "steps_total": self.schedule.total_steps,
+                "steps_per_epoch": self.schedule.steps_per_epoch,
+                "epochs": self.schedule.epochs,
+                "samples_per_epoch": len(self.datasets.train.subset),
+            }
+        )
+
+    def _event_epoch(
+        self, done: int, parts: list[dict[str, Any]], waits: list[float], evaluation: Evaluation | None
+    ) -> None:
+        if not self._leads:
+            return
+        layers = len(self.assignment.layer_names)
+        loss, correct, samples = ([0.0] * layers for _ in range(3))
+        for part in parts:
+            for i in range(len(part["loss"])):
+                loss[part["first"] + i] += part["loss"][i]
+                correct[part["first"] + i] += part["correct"][i]
+                samples[part["first"] + i] += part["samples"][i]
+        rate = self.attempt_samples / max(self.attempt_seconds, 1e-9)
+        self.heartbeat.state.update(images_per_second=rate)
+        event: dict[str, Any] = {
+            "event": "epoch",
+            "epoch": -(-done // self.schedule.steps_per_epoch),
+            "step": done,
+            "images_per_second": rate,
+            "train_loss": [x / n if n else None for x, n in zip(loss, samples, strict=True)],
+            "train_top1": [x / n if n else None for x, n in zip(correct, samples, strict=True)],
+            "val_top1": None if evaluation is None else evaluation.top1,
+            "val_top5": None if evaluation is None else evaluation.top5,
+            "layer_val_top1": None if evaluation is None else list(evaluation.layer_top1.values()),
+            "busy_fraction": self.busy,
+            "wait_input_fraction": waits,
+            "wall_seconds": self.train_seconds,
+            "learning_rate": self.schedule.learning_rate(done - 1),
+        }
+        self.folder.append_event(event)
+        self.context.report({"epoch": event["epoch"], "step": done, "val_top1": event["val_top1"]})
+
+    def _finish(self, start: int) -> None:
+        """Evaluate the final weights, hash them and write the summary."""
+        total = self.schedule.total_steps
+        val = self._evaluate(self.datasets.val, total, "evaluate")
+        test = self._evaluate(self.datasets.test, total, "test")
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self.stage.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.stage.device)
+        parts = self.control.gather(
+            {
+                "hashes": {
+                    self.stage.first + i: checkpoint.layer_sha256(layer)
+                    for i, layer in enumerate(self.stage.layers)
+                },
+                "memory": memory,
+            }
+        )
+        if not self._leads:
+            return
+        hashes = {index: value for part in parts for index, value in part["hashes"].items()}
+        summary = make_summary(
+            self.assignment,
+            self.schedule,
+            self.datasets,
+            self.ledger,
+            val=val,
+            test=test,
+            weights_sha256=checkpoint.weights_sha256(v for _, v in sorted(hashes.items())),
+            images_per_second=self.attempt_samples / self.attempt_seconds if self.attempt_seconds else None,
+            train_seconds=self.train_seconds,
+            samples_seen=self.samples_seen,
+            busy=self.busy,
+            peak_memory_bytes=[p["memory"] for p in parts],
+            start=start,
+        )
+        if val is not None:
+            write_json(
+                self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion}
+            )
+            self.folder.append_event(
+                {
+                    "event": "final",
+                    "step": total,
+                    "val_top1": val.top1,
+                    "val_top5": val.top5,
+                    "layer_val_top1": list(val.layer_top1.values()),
+                }
+            )
+        write_json(self.folder.summary, summary)
+
+    def _leave(self, status: str) -> str:
+        self.control.gather(None)
+        return status
+
+
+def run_token(run_dir: str, attempt: int) -> str:
+    """A name for the links of one attempt that no other run on the machine has."""
+    return f"{derive_seed(attempt, 'links', run_dir):x}"
+
+
+def steps_per_epoch(samples: int, global_batch_size: int, replicas: int) -> tuple[int, int]:
+    """Steps of an epoch and the most samples that one replica gets in one step."""
+    bounds = batch_bounds(samples, global_batch_size, replicas)
+    largest = max(stop - start for start, stop in bounds)
+    return len(bounds), -(-largest // replicas)

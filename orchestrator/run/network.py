@@ -1,0 +1,74 @@
+"""From the job's words to the network: the one place that reads `model` and `objective`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from hff import shapes
+from hff.architectures import HeadOptions, build_layers
+from hff.layers import LocalLayer
+from hff.network import GreedyNetwork, vote_weights
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+
+
+def architecture(model: dict[str, Any]) -> Any:
+    """The architecture's frozen options from the resolved `model` section of a job."""
+    options: Any = shapes.ARCHITECTURES[model["arch"]]
+    known = {f.name for f in fields(options)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items() if k in known}
+    return options(**values)
+
+
+def head_options(objective: dict[str, Any], num_classes: int) -> HeadOptions:
+    """The local heads that the resolved `objective` section asks for."""
+    if objective["name"] != "hff":
+        return HeadOptions(
+            kind="linear", num_classes=num_classes, label_smoothing=objective["label_smoothing"]
+        )
+    known = {f.name for f in fields(HeadOptions)} - {"kind", "num_classes"}
+    return HeadOptions(
+        kind="prototype",
+        num_classes=num_classes,
+        **{k: v for k, v in objective.items() if k in known},
+    )
+
+
+def build(
+    model: dict[str, Any],
+    objective: dict[str, Any],
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int,
+    precision: str = "float32",
+    only: Iterable[int] | None = None,
+) -> list[LocalLayer]:
+    """Build the layers of a job, or those numbered in `only`; the bits of a layer depend on `seed` alone."""
+    layers = build_layers(
+        architecture(model),
+        input_shape,
+        head_options(objective, num_classes),
+        seed=seed,
+        block_size=objective.get("block_size", 1),
+        end_to_end=objective["name"] == "bp",
+        only=only,
+    )
+    return [layer.to(DTYPES[precision]) for layer in layers]
+
+
+def votes(model: dict[str, Any], layers: int, depth: int) -> tuple[float, ...]:
+    """Weight of each layer's vote when the first `depth` of `layers` layers are trained."""
+    vote: str | Sequence[float] = model.get("vote", "last")
+    if not isinstance(vote, str):
+        vote = list(vote)[:depth] if any(list(vote)[:depth]) else "last"
+    return (*vote_weights(vote, depth), *([0.0] * (layers - depth)))
+
+
+def network(model: dict[str, Any], layers: Sequence[LocalLayer]) -> GreedyNetwork:
+    """The whole network in one process, for prediction."""
+    return GreedyNetwork(list(layers), vote=model.get("vote", "last"))

@@ -1,0 +1,113 @@
+"""What to do with a run of this name: start, resume, refuse, or say that it is finished."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import CheckpointError, JobError
+from orchestrator.job.resolved import differences
+from orchestrator.run import checkpoint
+from orchestrator.run.folder import RunFolder, read_json
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a run: its number, where it starts from, and what came before."""
+
+    number: int
+    resume_from: Path | None
+    earlier_steps: list[list[int]]
+    run_id: str | None
+    warnings: list[str]
+
+
+def finished_summary(folder: RunFolder, job: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary when the run is done; None when there is work left. Raises JobError for another job."""
+    refuse_changes(folder, job)
+    summary: dict[str, Any] | None = read_json(folder.summary)
+    return summary if summary is not None and summary.get("status") == "finished" else None
+
+
+def refuse_changes(folder: RunFolder, job: dict[str, Any]) -> None:
+    """Raise JobError, field by field, when the run in this folder was started with another job."""
+    if not folder.job.exists():
+        return
+    saved = yaml.safe_load(folder.job.read_text(encoding="utf-8"))
+    changed = differences(saved, job)
+    if changed:
+        raise JobError(
+            f"{folder.path.name}: the job differs from the one that this run was started with:\n  "
+            + "\n  ".join(changed)
+            + "\nGive the job another name, undo the change, or start afresh with --resume never."
+        )
+
+
+def next_attempt(folder: RunFolder, resume: str) -> Attempt:
+    """Choose the checkpoint to go on from. Raises CheckpointError where `resume` cannot be followed."""
+    checkpoint.remove_leftovers(folder)
+    newest, warnings = checkpoint.newest_valid(folder)
+    if resume == "must" and newest is None:
+        raise CheckpointError(
+            f"{folder.path}: there is no checkpoint to resume from (--resume must); "
+            "run without it to start from the first step"
+        )
+    history: list[dict[str, Any]] = read_json(folder.attempts) or []
+    progress = read_json(folder.progress) or {}
+    for entry in history:
+        if entry["last_step"] is None:
+            # That attempt was killed: what it wrote last says how far it came.
+            same = progress.get("attempt") == entry["attempt"]
+            entry["last_step"] = max(entry["first_step"], progress.get("step", 0) if same else 0)
+    return Attempt(
+        number=len(history) + 1,
+        resume_from=newest,
+        earlier_steps=[[e["first_step"], e["last_step"]] for e in history],
+        run_id=history[-1]["run_id"] if history else None,
+        warnings=warnings,
+    )
+
+
+def record_attempt(folder: RunFolder, attempt: Attempt, first_step: int, run_id: str | None) -> None:
+    from orchestrator.run.folder import write_json
+
+    earlier = [
+        {"attempt": i + 1, "first_step": first, "last_step": last, "run_id": run_id}
+        for i, (first, last) in enumerate(attempt.earlier_steps)
+    ]
+    now = {"attempt": attempt.number, "first_step": first_step, "last_step": None, "run_id": run_id}
+    write_json(folder.attempts, [*earlier, now])
+
+
+def weights_source(runs: Path, init_from: str) -> Path:
+    """The checkpoint that `train.init_from: RUN[@step]` names. Raises CheckpointError."""
+    name, _, step = init_from.partition("@")
+    folder = RunFolder(runs / name)
+    if step:
+        if not re.fullmatch(r"\d+", step):
+            raise JobError(f"train.init_from: must be RUN or RUN@STEP, got {init_from!r}")
+        where = checkpoint.step_folder(folder, int(step))
+        wrong = checkpoint.problems(where)
+        if wrong:
+            raise CheckpointError(f"train.init_from: {where}: {'; '.join(wrong)}")
+        return where
+    newest, _ = checkpoint.newest_valid(folder)
+    if newest is None:
+        raise CheckpointError(f"train.init_from: {folder.path} has no checkpoint")
+    return newest
+
+
+def git_commit(start: Path) -> str | None:
+    """The commit of the repository that `start` lies in; None outside of one."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(start), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,186 @@
+"""MLflow: the only module that knows it. Training never waits for it.
+
+The driver creates database, experiment and run. Metrics reach MLflow from the run's own events.jsonl, sent by a
+thread of the driver, so the events are also the spool: what a dead server missed is sent by `replay`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.run.folder import RunFolder, read_json, write_json
+
+_POLL_S = 1.0
+_REQUEST_TIMEOUT_S = 5
+_MAX_PARAM = 500
+
+
+def resolve_uri(uri: str | None, runs: Path) -> str:
+    """The job's tracking URI, or an sqlite database beside the runs."""
+    return uri or f"sqlite:///{runs / 'mlflow.db'}"
+
+
+@contextmanager
+def _client(uri: str) -> Iterator[Any]:
+    """An MLflow client that gives up soon and keeps its own news to itself."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_REQUEST_TIMEOUT_S))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        yield MlflowClient(tracking_uri=uri)
+
+
+def _failure(uri: str, error: Exception) -> OrchestratorError:
+    return OrchestratorError(
+        f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0]}\n"
+        "Start the server, correct tracking.uri, or leave it out to track in a database beside the runs."
+    )
+
+
+def create_run(
+    uri: str,
+    experiment: str,
+    name: str,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    artifacts: Path,
+    run_id: str | None = None,
+) -> str:
+    """Create the run, or reopen `run_id` for another attempt. Returns its id.
+
+    Parameters are logged once; MLflow refuses other values for them later. Raises OrchestratorError when the
+    server cannot be reached.
+    """
+    from mlflow.entities import Param, RunTag
+
+    with _client(uri) as client:
+        try:
+            if run_id is not None:
+                client.update_run(run_id, status="RUNNING")
+            else:
+                run_id = _new_run(client, uri, experiment, name, artifacts)
+                logged = [Param(key, str(value)[:_MAX_PARAM]) for key, value in params.items()]
+                for start in range(0, len(logged), 90):
+                    client.log_batch(run_id, params=logged[start : start + 90])
+            client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        except Exception as error:  # mlflow raises its own, requests' and sqlalchemy's errors alike
+            raise _failure(uri, error) from error
+    return str(run_id)
+
+
+def _new_run(client: Any, uri: str, experiment: str, name: str, artifacts: Path) -> str:
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        location = artifacts.as_uri() if uri.startswith("sqlite") else None
+        experiment_id = client.create_experiment(experiment, artifact_location=location)
+    else:
+        experiment_id = found.experiment_id
+    return str(client.create_run(experiment_id, run_name=name).info.run_id)
+
+
+def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of one line of events.jsonl; empty for lines without any."""
+    metrics: dict[str, float | None] = {}
+    if event["event"] == "epoch":
+        losses = event["train_loss"]
+        metrics["train/images_per_second"] = event["images_per_second"]
+        metrics["train/learning_rate"] = event["learning_rate"]
+        metrics["train/loss"] = next((x for x in reversed(losses) if x is not None), None)
+        for i, loss in enumerate(losses):
+            metrics[f"layer/{i:02d}/train_loss"] = loss
+        for i, busy in enumerate(event["busy_fraction"]):
+            metrics[f"stage/{i}/busy_fraction"] = busy
+    if event["event"] in ("epoch", "final"):
+        metrics["val/top1"], metrics["val/top5"] = event["val_top1"], event["val_top5"]
+        for i, top1 in enumerate(event["layer_val_top1"] or []):
+            metrics[f"layer/{i:02d}/val_top1"] = top1
+    return {key: float(value) for key, value in metrics.items() if value is not None}
+
+
+def _send(uri: str, run_id: str, events: Sequence[Mapping[str, Any]]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(key, value, int(event["time"] * 1000), int(event["step"]))
+        for event in events
+        for key, value in epoch_metrics(event).items()
+    ]
+    with _client(uri) as client:
+        for start in range(0, len(metrics), 900):
+            client.log_batch(run_id, metrics=metrics[start : start + 900])
+
+
+def replay(uri: str, run_id: str, run_dir: Path) -> int:
+    """Send every event that MLflow has not got yet; returns how many. Raises what MLflow raises."""
+    folder = RunFolder(run_dir)
+    sent = run_dir / "tracked.json"
+    offset = (read_json(sent) or {}).get("bytes", 0)
+    events, end = folder.read_events(offset)
+    if events:
+        _send(uri, run_id, events)
+    if end != offset:
+        write_json(sent, {"bytes": end, "run_id": run_id})
+    return len(events)
+
+
+class EventSink:
+    """Sends a run's events to MLflow while it runs; a dead server costs one warning, nothing else."""
+
+    def __init__(self, uri: str, run_id: str, run_dir: Path) -> None:
+        self._uri, self._run_id, self._run_dir = uri, run_id, run_dir
+        self._ended = threading.Event()
+        self._warned = False
+        self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is left and end; waits no longer than a few requests take."""
+        self._ended.set()
+        self._thread.join(4 * _REQUEST_TIMEOUT_S)
+
+    def _send_all(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            self._try()
+        self._try()
+
+    def _try(self) -> None:
+        try:
+            replay(self._uri, self._run_id, self._run_dir)
+        except Exception as error:  # whatever MLflow's stack raises, the run goes on
+            if not self._warned:
+                self._warned = True
+                RunFolder(self._run_dir).append_event(
+                    {"event": "warning", "text": f"MLflow does not answer ({type(error).__name__}); metrics wait "
+                     "in events.jsonl and are sent when it does, or by `orchestrator runs replay`"}
+                )  # fmt: skip
+
+
+def finish_run(uri: str, run_id: str | None, status: str, artifacts: Sequence[Path] = ()) -> str | None:
+    """Set the final status (FINISHED, FAILED, KILLED) and log files. Returns a warning instead of raising."""
+    if run_id is None:
+        return None
+    with _client(uri) as client:
+        try:
+            for path in artifacts:
+                client.log_artifact(run_id, str(path))
+            client.set_terminated(run_id, status=status)
+        except Exception as error:  # a finished run must not fail for its tracking
+            return f"MLflow: the run's end could not be logged: {str(error).splitlines()[0]}"
+    return None

@@ -1,0 +1,207 @@
+"""What a run shows in a terminal; the same text, without the moving line, when it goes to a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.run.folder import RunFolder
+
+_HEARTBEAT_S = 30.0
+_POLL_S = 0.25
+
+
+def _text(table: Table) -> str:
+    """A table as plain text, as wide as it needs to be."""
+    buffer = io.StringIO()
+    Console(file=buffer, width=110, color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def amount(number: float, unit: str = "") -> str:
+    """A number with three figures and a letter: 1234567 -> 1.23 M."""
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / limit:.3g} {letter}{unit}"
+    return f"{number:.3g} {unit}".rstrip()
+
+
+def plan_table(plan: dict[str, Any], layer_names: Sequence[str], *, job_name: str) -> str:
+    """Who owns what: one row per stage."""
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    for column, justify in (
+        ("stage", "right"),
+        ("layers", "left"),
+        ("replicas", "right"),
+        ("parameters", "right"),
+        ("memory", "right"),
+        ("compute", "right"),
+        ("sent per step", "right"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for stage in plan["stages"]:
+        first, last = stage["layers"]
+        names = layer_names[first] if first == last else f"{layer_names[first]} .. {layer_names[last]}"
+        table.add_row(
+            str(stage["index"]),
+            f"{first}-{last}  {names}",
+            str(stage["replicas"]),
+            amount(stage["parameters"]),
+            amount(stage["memory_bytes"], "B"),
+            f"{100 * stage['compute_share']:.0f} %",
+            amount(stage["bytes_sent_per_step"], "B"),
+        )
+    head = (
+        f"Plan of {job_name}: {plan['workers']} workers, {len(plan['stages'])} stages, batches of "
+        f"{plan['global_batch_size']}, {plan['steps_per_epoch']} steps per epoch"
+    )
+    tail = (
+        f"Estimated balance {plan['balance']:.2f} (1 is even); stage {plan['limiting_stage']} sets the pace."
+    )
+    return f"{head}\n{_text(table)}\n{tail}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 42 s, 3:05 or 2:03:04."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def result_table(summary: dict[str, Any], run_dir: Path, tracking_uri: str) -> str:
+    """Accuracy of every layer, the numbers of the whole, and where to look next."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("layer", "name", "stage", "val top-1"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for layer in summary["layers"]:
+        table.add_row(str(layer["index"]), layer["name"], str(layer["stage"]), percent(layer["val_top1"]))
+    lines = [f"Result of {summary['name']}", _text(table)]
+    lines.append(
+        f"val top-1 {percent(summary['val_top1'])}, top-5 {percent(summary['val_top5'])}; "
+        f"test top-1 {percent(summary['test_top1'])}"
+    )
+    rate = summary["images_per_second"]
+    lines.append(
+        f"{summary['steps']} steps in {duration(summary['wall_seconds'])}, "
+        f"{'-' if rate is None else f'{rate:.0f}'} images/s, attempt {summary['attempts']}"
+    )
+    lines.append(f"Run folder   {run_dir}")
+    lines.append(f"Report       orchestrator report {run_dir}")
+    if tracking_uri.startswith("sqlite"):
+        lines.append(f"MLflow       mlflow ui --backend-store-uri {tracking_uri}")
+    else:
+        lines.append(f"MLflow       {tracking_uri}")
+    return "\n".join(lines)
+
+
+class Follower:
+    """Shows the progress of one attempt from the run folder, in a thread of the driver."""
+
+    def __init__(self, run_dir: Path, attempt: int, out: TextIO | None = None) -> None:
+        self._run_dir, self._attempt = run_dir, attempt
+        self._out = out or sys.stdout
+        self._live = self._out.isatty()
+        self._folder = RunFolder(run_dir)
+        _, self._offset = self._folder.read_events()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+        self._start: dict[str, Any] = {}
+        self._began: tuple[float, int] | None = None
+        self._last_line = time.monotonic()
+        self._best: str = ""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            self._look()
+        self._look()
+        if self._live:
+            self._print("", end="\r")
+
+    def _look(self) -> None:
+        events, self._offset = self._folder.read_events(self._offset)
+        for event in events:
+            line = self._line(event)
+            if line:
+                self._print(line)
+        self._show_progress()
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        clear = "\r\x1b[2K" if self._live else ""
+        print(f"{clear}{text}", end=end, file=self._out, flush=True)
+        self._last_line = time.monotonic()
+
+    def _line(self, event: dict[str, Any]) -> str | None:
+        kind = event["event"]
+        if kind == "start":
+            self._start = event
+            self._began = (time.monotonic(), event["step"])
+            return (
+                f"Training {event['steps_total'] - event['step']} steps, {event['epochs']} epochs of "
+                f"{event['samples_per_epoch']} images"
+            )
+        if kind == "epoch":
+            layers = event["layer_val_top1"]
+            accuracy = ""
+            if layers:
+                self._best = f"val {percent(event['val_top1'])}"
+                accuracy = f"  {self._best} (layers {' '.join(f'{100 * a:.1f}' for a in layers)})"
+            losses = [x for x in event["train_loss"] if x is not None]
+            loss = f"  loss {losses[-1]:.3f}" if losses else ""
+            left = self._left(event["step"])
+            return (
+                f"epoch {event['epoch']:>3}/{self._start.get('epochs', '?')}  step {event['step']:>6}"
+                f"  {event['images_per_second']:>7.0f} images/s{loss}{accuracy}{left}"
+            )
+        if kind == "warning":
+            return f"warning: {event['text']}"
+        return None
+
+    def _left(self, step: int) -> str:
+        if self._began is None or step <= self._began[1]:
+            return ""
+        began, first = self._began
+        remaining = self._start["steps_total"] - step
+        if remaining <= 0:
+            return ""
+        return f"  {duration((time.monotonic() - began) / (step - first) * remaining)} left"
+
+    def _show_progress(self) -> None:
+        if not self._live and time.monotonic() - self._last_line < _HEARTBEAT_S:
+            return
+        try:
+            progress = json.loads((self._run_dir / "progress.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return
+        if progress.get("attempt") != self._attempt or not progress.get("steps_total"):
+            return
+        step, total = progress["step"], progress["steps_total"]
+        phase = progress.get("phase", "train")
+        if self._live:
+            filled = round(30 * step / total)
+            bar = "#" * filled + "." * (30 - filled)
+            self._print(f"[{bar}] step {step}/{total} {phase}{self._left(step)} {self._best}", end="")
+        else:
+            self._print(f"step {step} of {total}, {phase}{self._left(step)}")

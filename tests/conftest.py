@@ -1,0 +1,61 @@
+"""Shared by all tests: a small job on the embedded digits, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEST_DATA = Path(os.environ.get("ORCHESTRATOR_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+TINY_JOB = """\
+#!/usr/bin/env -S python -m orchestrator run
+kind: train
+name: {name}
+runs: {runs}
+data: digits
+model: {{arch: vgg, widths: [8, 8, 16], pool_after: [1], head_grid: 4}}
+objective: {{name: hff, prototypes_per_class: 2}}
+train: {{epochs: 2, global_batch_size: 100, optimizer: adamw, lr: 5.0e-3}}
+cluster: {{launcher: process, workers: 1, stages: 1, threads_per_worker: 1, timeout_s: 60, max_failures: 0}}
+"""
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment() -> dict[str, str]:
+    """What a user's shell has, with the environment active and without traces of the test runner."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "RAY_", "MLFLOW_", "OMP_"))}
+    return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
+
+
+@pytest.fixture
+def tiny_job(tmp_path: Path) -> Callable[..., Path]:
+    """A job file of seconds: three small convolutions on digits, two epochs."""
+
+    def write(name: str = "tiny", text: str = TINY_JOB) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text.format(name=name, runs=tmp_path / "runs"))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def orchestrator() -> Command:
+    """The command line in a process of its own."""
+
+    def call(
+        *arguments: str | Path, timeout: float = 240, prefix: Sequence[str] = (), cwd: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*(prefix or (sys.executable,)), "-m", "orchestrator", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment(), cwd=cwd
+        )
+
+    return call

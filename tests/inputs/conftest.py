@@ -1,0 +1,283 @@
+"""The bad job files and overrides, each with the exact text that a user sees.
+
+A test that asks for `bad_job` runs once for each row. PATH stands for the path of the file as it was given.
+"""
+
+# One row a line reads better than five lines a row.
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOOD = """\
+kind: train
+name: sample
+data:
+  train: data/shards
+  image_size: 32
+model: {arch: vgg, widths: [8, 16, 32, 64], pool_after: [1]}
+objective: {name: hff}
+train:
+  epochs: 4
+  global_batch_size: 100
+  lr: 1e-3
+cluster: {workers: 2, stages: 2}
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A change of the good job, or a whole other file, and overrides; and what is said about it."""
+
+    name: str
+    message: str
+    old: str = ""
+    new: str = ""
+    content: str | bytes | None = None
+    overrides: tuple[str, ...] = field(default=())
+
+
+def _edit(name: str, old: str, new: str, message: str) -> Row:
+    assert GOOD.count(old) == 1, f"{name}: {old!r} must be in the good job once"
+    return Row(name, message, old=old, new=new)
+
+
+def _file(name: str, content: str | bytes, message: str) -> Row:
+    return Row(name, message, content=content)
+
+
+def _set(name: str, override: str, message: str) -> Row:
+    return Row(name, message, overrides=(override,))
+
+
+_FIRST = "PATH:1: "
+_NAME = "must be 1 to 100 letters, digits, dots, dashes and underscores, the first a letter or a digit"
+_SCHEMES = "must be digits, a path, or a URL that begins with file, http, https, s3, gs"
+_LATER = "must be a local folder or digits in this version"
+
+FILES = (
+    _file("empty", "", _FIRST + "must be a mapping of keys (kind, name, data, ...), got an empty file"),
+    _file(
+        "comments only",
+        "# a\n",
+        _FIRST + "must be a mapping of keys (kind, name, data, ...), got an empty file",
+    ),
+    _file(
+        "list on top", "# x\n- a\n", "PATH:2: must be a mapping of keys (kind, name, data, ...), got a list"
+    ),
+    _file(
+        "text on top",
+        "train\n",
+        _FIRST + "must be a mapping of keys (kind, name, data, ...), got a single value",
+    ),
+    _file("binary", b"\x7fELF\x00\x01", "PATH: must be a text file, got a binary file"),
+    _file("not UTF-8", b"kind: train\nname: caf\xe9\n", "PATH:2: must be UTF-8 text, got the byte 0xe9"),
+    _file("UTF-16", "kind: x".encode("utf-16"), "PATH: must be a text file, got a binary file"),
+    _file("over 1 MiB", b"#" * (2**20 + 1), "PATH: must be at most 1 MiB, got more"),
+    _file("over 32 levels", "a: " + "[" * 40 + "]" * 40, _FIRST + "must be at most 32 levels deep, got more"),
+    _file("a bomb of brackets", "[" * 2**20, _FIRST + "must be at most 32 levels deep, got more"),
+    _file("over 32 levels of blocks", "- " * 40 + "a", _FIRST + "must be at most 32 levels deep, got more"),
+    _file("tab", GOOD.replace("  lr", "\tlr"), "PATH:11: must be spaced and indented with spaces, got a tab"),
+    _file("control character", "name: \x07\n", _FIRST + "must be without control characters, got '\\x07'"),
+    _file("two documents", GOOD + "---\na: 1\n", "PATH:13: must be one document, got a second one"),
+    _file("open quote", "kind: train\nname: 'x\n", "PATH:2: must close the quote, got no end up to line 2"),
+    _file("wrong indentation", "a:\n    b: 1\n  c: 2\n", "PATH:3: must be YAML, got 'c: 2'"),
+    _file("two colons", "kind: train\nname: a: b\n", "PATH:2: must be YAML, got 'name: a: b'"),
+    _edit(
+        "open bracket",
+        "[8, 16, 32, 64]",
+        "[8, 16, 32, 64",
+        "PATH:6: must close the bracket '[', got no end up to line 6",
+    ),
+    _edit(
+        "open brace",
+        "{workers: 2, stages: 2}",
+        "{workers: 2,",
+        "PATH:12: must close the bracket '{', got no end up to line 12",
+    ),
+)
+
+YAML_FEATURES = (
+    _edit("duplicate key", "  lr: 1e-3", "  lr: 1e-3\n  lr: 1", "PATH:12: train.lr: must be given once, got a duplicate of line 11"),
+    _edit("alias", "epochs: 4", "epochs: *four", "PATH:9: train.epochs: must be written out (no aliases), got the alias *four"),
+    _edit("anchor", "epochs: 4", "epochs: &n 4", "PATH:9: train.epochs: must be written out (no anchors), got the anchor &n"),
+    _edit("tag", "name: sample", "name: !!str 1", "PATH:2: name: must be a plain value (no tags), got the tag !!str"),
+    _edit(
+        "tag that runs code elsewhere",
+        "name: sample",
+        "name: !!python/object/apply:os.system [ls]",
+        "PATH:2: name: must be a plain value (no tags), got the tag !!python/object/apply:os.system",
+    ),
+    _edit(
+        "merge key",
+        "train:\n  epochs: 4",
+        "train:\n  <<: {epochs: 4}\n  epochs: 4",
+        "PATH:9: train.<<: must be a known key, got '<<' (known: epochs, steps, samples, global_batch_size, "
+        "optimizer, lr, weight_decay, momentum, betas, lr_schedule, warmup_epochs, warmup_steps, schedule, "
+        "precision, seed, max_hours, init_from, eval_every_epochs, grad_clip)",
+    ),
+    _edit("list as a key", "name: sample", "[a]: b", "PATH:2: must have words as keys, got a list or a mapping as a key"),
+)  # fmt: skip
+
+KEYS = (
+    _edit("unknown key on top", "cluster:", "clusters:", "PATH:12: clusters: must be a known key, got 'clusters'; did you mean 'cluster'?"),
+    _edit("key of another section", "  image_size: 32", "  image_size: 32\n  seed: 1", "PATH:6: data.seed: must be a known key, got 'seed'; did you mean 'train.seed'?"),
+    _edit("unknown augmentation", "  image_size: 32", "  image_size: 32\n  augment: {mixup: 0.2}", "PATH:6: data.augment.mixup: must be a known key, got 'mixup' (known: crop_padding, flip, resized_crop, cutout)"),
+    _edit("missing key", "  lr: 1e-3\n", "", "PATH:8: train.lr: must be given (a number > 0), got nothing"),
+    _edit("missing section", "objective: {name: hff}\n", "", "PATH:1: objective: must be given (a mapping of keys), got nothing"),
+    _edit("missing name of the objective", "{name: hff}", "{margin: 0.1}", "PATH:7: objective.name: must be given (one of hff, ce, bp), got nothing"),
+    _edit("empty section", "{workers: 2, stages: 2}", "", "PATH:12: cluster: must be a mapping of keys, got nothing"),
+    _edit("unknown architecture", "arch: vgg", "arch: vgg16", "PATH:6: model.arch: must be one of mlp, vgg, got 'vgg16'; did you mean 'vgg'?"),
+    _edit("unknown optimizer", "  lr: 1e-3", "  lr: 1e-3\n  optimizer: lion", "PATH:12: train.optimizer: must be one of adamw, sgd, got 'lion'"),
+    _edit("unknown objective", "{name: hff}", "{name: ff}", "PATH:7: objective.name: must be one of hff, ce, bp, got 'ff'; did you mean 'hff'?"),
+    _edit("key of another objective", "{name: hff}", "{name: ce, margin: 0.1}", "PATH:7: objective.margin: must be left out (objective hff alone has it), got 'margin'"),
+    _edit("key of another architecture", "arch: vgg, widths: [8, 16, 32, 64]", "arch: mlp, widths: [8, 16]", "PATH:6: model.pool_after: must be a known key, got 'pool_after' (known: arch, widths, vote, norm, dropout)"),
+    _edit("kind of a later version", "kind: train", "kind: search\nspace: {lr: [1, 2]}", "PATH:1: kind: must be train in this version (search and transfer come later), got 'search'"),
+    _edit("unknown kind", "kind: train", "kind: tune", "PATH:1: kind: must be train, got 'tune'"),
+)  # fmt: skip
+
+VALUES = (
+    _edit("number as text", "1e-3", "1e-3x", "PATH:11: train.lr: must be a number > 0, got '1e-3x'"),
+    _edit("number in quotes", "1e-3", "'0.1'", "PATH:11: train.lr: must be a number > 0, got '0.1'"),
+    _edit("negative number", "1e-3", "-1", "PATH:11: train.lr: must be > 0, got -1"),
+    _edit("zero", "1e-3", "0", "PATH:11: train.lr: must be > 0, got 0"),
+    _edit("bool as a number", "1e-3", "true", "PATH:11: train.lr: must be a number > 0, got true"),
+    _edit("nothing", "1e-3", "", "PATH:11: train.lr: must be a number > 0, got nothing"),
+    _edit("nan", "1e-3", ".nan", "PATH:11: train.lr: must be a finite number, got .nan"),
+    _edit("inf", "1e-3", "-.inf", "PATH:11: train.lr: must be a finite number, got -.inf"),
+    _edit("nan as a word", "1e-3", "nan", "PATH:11: train.lr: must be a number > 0, got 'nan'"),
+    _edit("beyond float", "1e-3", "1e999", "PATH:11: train.lr: must be a finite number, got 1e999"),
+    _edit("bool as int", "epochs: 4", "epochs: true", "PATH:9: train.epochs: must be a whole number >= 1, got true"),
+    _edit("fraction as int", "epochs: 4", "epochs: 4.0", "PATH:9: train.epochs: must be a whole number >= 1, got 4.0"),
+    _edit("underscores", "epochs: 4", "epochs: 1_000", "PATH:9: train.epochs: must be a whole number >= 1, got '1_000'"),
+    _edit("too many digits", "epochs: 4", "epochs: 9" + "9" * 400, "PATH:9: train.epochs: must be a finite number, got " + "9" * 60),
+    _edit("beyond int", "epochs: 4", "epochs: 4000000000", "PATH:9: train.epochs: must be <= 2147483647, got 4000000000"),
+    _edit("no is a text", "  lr: 1e-3", "  lr: 1e-3\n  momentum: no", "PATH:12: train.momentum: must be a number >= 0 and < 1, got 'no'"),
+    _edit("out of range", "  lr: 1e-3", "  lr: 1e-3\n  momentum: 1.0", "PATH:12: train.momentum: must be >= 0 and < 1, got 1.0"),
+    _edit("number as bool", "{workers: 2, stages: 2}", "{use_gpu: 1}", "PATH:12: cluster.use_gpu: must be true or false, got 1"),
+    _edit("number as text value", "name: sample", "name: 7", "PATH:2: name: must be text, got 7"),
+    _edit("channels", "  image_size: 32", "  image_size: 32\n  channels: 4", "PATH:6: data.channels: must be one of 1, 3, got 4"),
+    _edit("fraction as channels", "  image_size: 32", "  image_size: 32\n  channels: 1.0", "PATH:6: data.channels: must be one of 1, 3, got 1.0"),
+    _edit("bool as channels", "  image_size: 32", "  image_size: 32\n  channels: true", "PATH:6: data.channels: must be one of 1, 3, got true"),
+    _edit("item of a list", "[8, 16, 32, 64]", "[8, 16, 0, 64]", "PATH:6: model.widths.2: must be >= 1 and <= 65536, got 0"),
+    _edit("no layers", "[8, 16, 32, 64], pool_after: [1]", "[]", "PATH:6: model.widths: must be a list of 1 to 1000 whole numbers >= 1 and <= 65536, got []"),
+    _edit("pair of one", "  lr: 1e-3", "  lr: 1e-3\n  betas: [0.9]", "PATH:12: train.betas: must be a list of 2 numbers >= 0 and < 1, got [0.9]"),
+    _edit("pair of three", "  lr: 1e-3", "  lr: 1e-3\n  betas: [0.9, 0.9, 0.9]", "PATH:12: train.betas: must be a list of 2 numbers >= 0 and < 1, got [0.9, 0.9, 0.9]"),
+    _edit("stages", "stages: 2", "stages: two", "PATH:12: cluster.stages: must be auto or a whole number >= 1 and <= 65536, got 'two'"),
+    _edit("no stages", "stages: 2", "stages: 0", "PATH:12: cluster.stages: must be auto or a whole number >= 1 and <= 65536, got 0"),
+    _edit("vote", "pool_after: [1]", "vote: [1, -1]", "PATH:6: model.vote: must be one of last, equal or a list of numbers >= 0, got [1, -1]"),
+    _edit("held-out share", "  image_size: 32", "  image_size: 32\n  val: {from_train: 1.5}", "PATH:6: data.val.from_train: must be > 0 and < 1, got 1.5"),
+    _edit("val of another kind", "  image_size: 32", "  image_size: 32\n  val: 0.1", "PATH:6: data.val: must be text or {from_train: SHARE}, got 0.1"),
+    _edit("section as a value", "{name: hff}", "hff", "PATH:7: objective: must be a mapping of keys, got 'hff'"),
+    _edit("unsafe run name", "name: sample", "name: ../sample", f"PATH:2: name: {_NAME}, got '../sample'"),
+    _edit("hidden run name", "name: sample", "name: .sample", f"PATH:2: name: {_NAME}, got '.sample'"),
+    _edit("long run name", "name: sample", "name: " + "n" * 101, f"PATH:2: name: {_NAME}, got '{'n' * 55}...'"),
+    _edit("empty text", "name: sample", "name: sample\ntracking: {experiment: ''}", "PATH:3: tracking.experiment: must be text, not empty, without control characters, got ''"),
+)  # fmt: skip
+
+PLACES = (
+    _edit("pipe as data", "data/shards", "'pipe:cat x'", f"PATH:4: data.train: {_SCHEMES}, got 'pipe:cat x'"),
+    _edit("ftp as data", "data/shards", "ftp://host/x", f"PATH:4: data.train: {_SCHEMES}, got 'ftp://host/x'"),
+    _edit("file of another host", "data/shards", "file://host/x", f"PATH:4: data.train: {_SCHEMES}, got 'file://host/x'"),
+    _edit("s3 as data", "data/shards", "s3://bucket/x", f"PATH:4: data.train: {_LATER} (s3 comes later), got 's3://bucket/x'"),
+    _edit("a password in a URL", "data/shards", "https://me:word@host/x", f"PATH:4: data.train: {_LATER} (https comes later), got 'https://***@host/x'"),
+    _edit("remote val", "  image_size: 32", "  image_size: 32\n  val: gs://bucket/x", f"PATH:6: data.val: {_LATER} (gs comes later), got 'gs://bucket/x'"),
+    _edit("remote runs", "name: sample", "name: sample\nruns: s3://bucket/x", "PATH:3: runs: must be a local or shared folder in this version (s3 comes later), got 's3://bucket/x'"),
+    _edit("runs elsewhere", "name: sample", "name: sample\nruns: ftp://host/x", "PATH:3: runs: must be the path of a folder, got 'ftp://host/x'"),
+    _edit("folder as tracking store", "name: sample", "name: sample\ntracking: {uri: ./mlruns}", "PATH:3: tracking.uri: must begin with one of http://, https://, sqlite://, postgresql://, mysql://, mssql://, got './mlruns'"),
+    _edit("password of the tracking server", "name: sample", "name: sample\ntracking: {uri: 'http://me:word@host'}", "PATH:3: tracking.uri: must hold no password (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD), got 'http://***@host'"),
+)  # fmt: skip
+
+RELATIONS = (
+    _edit("epochs and steps", "epochs: 4", "epochs: 4\n  steps: 9", "PATH:8: train: must have exactly one of epochs, steps and samples, got epochs and steps"),
+    _edit("three durations", "epochs: 4", "epochs: 4\n  steps: 9\n  samples: 9", "PATH:8: train: must have exactly one of epochs, steps and samples, got epochs, steps and samples"),
+    _edit("no duration", "  epochs: 4\n", "", "PATH:8: train: must have exactly one of epochs, steps and samples, got none"),
+    _edit("two warm-ups", "  lr: 1e-3", "  lr: 1e-3\n  warmup_epochs: 1\n  warmup_steps: 1", "PATH:8: train: must have at most one of warmup_epochs and warmup_steps, got both"),
+    _edit("warm-up longer than the run", "  lr: 1e-3", "  lr: 1e-3\n  warmup_epochs: 4.5", "PATH:12: train.warmup_epochs: must not be longer than the run of 4 epochs, got 4.5"),
+    _edit("warm-up longer than the steps", "  epochs: 4", "  steps: 90\n  warmup_steps: 91", "PATH:10: train.warmup_steps: must not be longer than the run of 90 steps, got 91"),
+    _edit("warm-up longer than the samples", "  epochs: 4", "  samples: 850\n  warmup_steps: 10", "PATH:10: train.warmup_steps: must not be longer than the run of 9 steps, got 10"),
+    Row("warm-up longer than the expected images", "--set: train.warmup_steps: must not be longer than the run of 40 steps, got 41",
+        overrides=("data.expect={train_samples: 1000, classes: 10}", "train.warmup_steps=41")),
+    Row("warm-up of epochs longer than the steps", "--set: train.warmup_epochs: must not be longer than the run of about 0.4 epochs, got 1",
+        old="epochs: 4", new="steps: 4", overrides=("data.expect={train_samples: 1000, classes: 10}", "train.warmup_epochs=1")),
+    _edit("batch not divisible by replicas", "{workers: 2, stages: 2}", "{workers: 3, stages: 1}", "PATH:10: train.global_batch_size: must be a multiple of the 3 replicas (3 workers / 1 stages), got 100; nearest: 99 and 102"),
+    _edit("batch not divisible, stages auto", "{workers: 2, stages: 2}", "{workers: 12}", "PATH:10: train.global_batch_size: must be a multiple of the 3 replicas (12 workers / 4 stages), got 100; nearest: 99 and 102"),
+    _edit("batch smaller than the replicas", "{workers: 2, stages: 2}", "{workers: 128, stages: 1}", "PATH:10: train.global_batch_size: must be a multiple of the 128 replicas (128 workers / 1 stages), got 100; nearest: 128"),
+    _edit("batch of one", "global_batch_size: 100", "global_batch_size: 1", "PATH:10: train.global_batch_size: must be at least 2 with norm batch, got 1"),
+    _edit("more stages than layers", "{workers: 2, stages: 2}", "{workers: 8, stages: 8}", "PATH:12: cluster.stages: must be at most 4, the number of layers, got 8"),
+    Row("more stages than blocks", "PATH:12: cluster.stages: must be at most 1, the number of blocks of 4 layers, got 2", old="{name: hff}", new="{name: hff, block_size: 4}"),
+    _edit("workers no multiple of stages", "{workers: 2, stages: 2}", "{workers: 3, stages: 2}", "PATH:12: cluster.workers: must be a multiple of cluster.stages (2), got 3; nearest: 2 and 4"),
+    _edit("bp in stages", "{name: hff}", "{name: bp}", "PATH:12: cluster.stages: must be 1 or auto with objective bp, got 2"),
+    Row("bp layer by layer", "--set: train.schedule: must be simultaneous with objective bp, got 'sequential'", old="{name: hff}", new="{name: bp}", overrides=("cluster.stages=1", "train.schedule=sequential")),
+    _edit("pooled to nothing", "pool_after: [1]", "pool_after: [0, 1, 2, 3], first_stride: 8", "PATH:6: model: must fit images of 3x32x32, got: the map is pooled to nothing after layer 2; use fewer entries in pool_after or a larger image_size"),
+    _edit("pooling after no layer", "pool_after: [1]", "pool_after: [4]", "PATH:6: model: must fit images of 3x32x32, got: pool_after must number layers from 0 to 3, got 4"),
+    _edit("votes of other layers", "pool_after: [1]", "vote: [1, 2, 3]", "PATH:6: model.vote: must have one weight for each of the 4 layers, got 3"),
+    _edit("votes of nobody", "pool_after: [1]", "vote: [0, 0, 0, 0]", "PATH:6: model.vote: must have a weight > 0, got [0.0, 0.0, 0.0, 0.0]"),
+    _edit("mean of other channels", "  image_size: 32", "  image_size: 32\n  mean: [0.5]", "PATH:6: data.mean: must have one number per channel (3), got 1"),
+    _edit("spread of other channels", "  image_size: 32", "  image_size: 32\n  channels: 1\n  std: [1, 1, 1]", "PATH:7: data.std: must have one number per channel (1), got 3"),
+    _edit("scale out of its bounds", "{name: hff}", "{name: hff, scale: 8}", "PATH:7: objective.scale: must be from scale_min (16) to scale_max (64), got 8"),
+    _edit("scale bounds the wrong way", "{name: hff}", "{name: hff, scale_min: 100}", "PATH:7: objective.scale_min: must be at most objective.scale_max (64), got 100"),
+    _edit("areas the wrong way", "  image_size: 32", "  image_size: 32\n  augment: {resized_crop: [1, 0.5]}", "PATH:6: data.augment.resized_crop: must be [least area, greatest area], got [1.0, 0.5]"),
+    _edit("two crops", "  image_size: 32", "  image_size: 32\n  augment: {resized_crop: [0.5, 1], crop_padding: 4}", "PATH:6: data.augment.crop_padding: must be 0 beside resized_crop, got 4"),
+    _edit("hole larger than the image", "  image_size: 32", "  image_size: 32\n  augment: {cutout: 33}", "PATH:6: data.augment.cutout: must be at most data.image_size (32), got 33"),
+    _edit("expected classes of digits", "  train: data/shards", "  train: digits\n  expect: {train_samples: 1797, classes: 11}", "PATH:5: data.expect.classes: must be 10 for digits, got 11"),
+    _edit("expected images of digits", "  train: data/shards", "  train: digits\n  expect: {train_samples: 1796, classes: 10}", "PATH:5: data.expect.train_samples: must be 1797 for digits, got 1796"),
+    _edit("one class", "  image_size: 32", "  image_size: 32\n  expect: {train_samples: 10, classes: 1}", "PATH:6: data.expect.classes: must be >= 2, got 1"),
+    _edit("expected images of no data", "  image_size: 32", "  image_size: 32\n  expect: {train_samples: 10, val_samples: 3, classes: 2}", "PATH:6: data.expect.val_samples: must be left out when data.val is no data set, got 3"),
+    _edit("nccl without GPU", "{workers: 2, stages: 2}", "{workers: 2, transport: nccl}", "PATH:12: cluster.transport: must be auto, shm or gloo without cluster.use_gpu, got 'nccl'"),
+)  # fmt: skip
+
+OVERRIDES = (
+    _set("value out of range", "train.lr=-1", "--set: train.lr: must be > 0, got -1"),
+    _set("value of another type", "train.lr=1e-3x", "--set: train.lr: must be a number > 0, got '1e-3x'"),
+    _set("bool as a number in --set", "train.lr=yes", "--set: train.lr: must be a number > 0, got 'yes'"),
+    _set("no value", "train.lr=", "--set: train.lr: must be a number > 0, got nothing"),
+    _set("no equals sign", "train.lr", "--set: must be key.path=value, got 'train.lr'"),
+    _set("no key", "=1", "--set: must be key.path=value, got '=1'"),
+    _set("unknown path", "train.learn=1", "--set: train.learn: must be a key of a job, got 'train.learn'; did you mean 'train.lr'?"),
+    _set("unknown section", "x.y=1", "--set: x.y: must be a key of a job, got 'x.y'"),
+    _set("path into a value", "name.x=1", "--set: name.x: must be a key of a job, got 'name.x'; did you mean 'name'?"),
+    _set("path into a list", "model.widths.0=1", "--set: model.widths.0: must be a key of a job, got 'model.widths.0'; did you mean 'model.widths'?"),
+    _set("open bracket in --set", "model.widths=[1", "--set: model.widths: must close the bracket '[', got no end up to line 1"),
+    _set("nan in --set", "train.lr=.nan", "--set: train.lr: must be a finite number, got .nan"),
+    _set("alias in --set", "train.lr=*a", "--set: train.lr: must be written out (no aliases), got the alias *a"),
+    _set("two documents in --set", "train.lr=1\n---\n2", "--set: train.lr: must be one document, got a second one"),
+    _set("unknown key in a mapping", "objective={name: hff, margn: 1}", "--set: objective.margn: must be a known key, got 'margn'; did you mean 'margin'?"),
+    _set("key of another architecture in --set", "model.dropout=0.1", "--set: model.dropout: must be a known key, got 'dropout' (known: arch, widths, vote, pool_after, first_kernel, first_stride, head_grid, norm)"),
+    _set("relation with the file", "cluster.workers=3", "--set: cluster.workers: must be a multiple of cluster.stages (2), got 3; nearest: 2 and 4"),
+)  # fmt: skip
+
+ROWS = (*FILES, *YAML_FEATURES, *KEYS, *VALUES, *PLACES, *RELATIONS, *OVERRIDES)
+
+
+@dataclass(frozen=True)
+class BadJob:
+    """A bad job on disk: `path` and `overrides` for the command line, and the whole error text."""
+
+    path: Path
+    overrides: tuple[str, ...]
+    message: str
+
+
+def pytest_generate_tests(metafunc: Any) -> None:
+    if "bad_job" in metafunc.fixturenames:
+        metafunc.parametrize("bad_job", ROWS, indirect=True, ids=[row.name for row in ROWS])
+
+
+@pytest.fixture
+def bad_job(request: pytest.FixtureRequest, tmp_path: Path) -> BadJob:
+    row: Row = request.param
+    content = GOOD.replace(row.old, row.new) if row.content is None else row.content
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return BadJob(path, row.overrides, row.message.replace("PATH", str(path)))
+
+
+@pytest.fixture
+def good_text() -> str:
+    return GOOD
