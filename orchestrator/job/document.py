@@ -120,6 +120,9 @@ class _Builder:
                 self._fault((), line, "must be one document, got a second one")
                 return False
         elif isinstance(event, yaml.AliasEvent):
+            if self._wants_key():
+                self._fault((), line, f"must have words as keys, got the alias *{event.anchor}")
+                return False
             path = self._place(line, event)
             self._fault(path, line, f"must be written out (no aliases), got the alias *{event.anchor}")
             self._put(None, path)

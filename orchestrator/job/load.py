@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from orchestrator.errors import JobError
 from orchestrator.job import document, paths
 from orchestrator.job.document import Path
-from orchestrator.job.messages import Problem, known_paths, lookup, problems
+from orchestrator.job.messages import Problem, problems
+from orchestrator.job.repair import KNOWN_PATHS, drop, mend, of_stand_in, touches
 from orchestrator.job.resolved import (
     INTERPRETER_LINE,
     differences,
@@ -24,6 +25,7 @@ from orchestrator.job.resolved import (
     job_yaml,
 )
 from orchestrator.job.schema import Data, Job, expand_digits
+from orchestrator.job.show import dotted, show
 
 __all__ = [
     "INTERPRETER_LINE",
@@ -40,25 +42,6 @@ __all__ = [
 LARGEST_BYTES = 2**20
 _SET = "--set"
 _LATER_KINDS = ("search", "transfer")
-
-_STAND_INS: dict[Path, Any] = {
-    ("kind",): "train",
-    ("name",): "name",
-    ("data",): "digits",
-    ("data", "train"): "digits",
-    ("data", "image_size"): 64,
-    ("data", "expect", "train_samples"): 1797,
-    ("data", "expect", "classes"): 10,
-    ("data", "val", "from_train"): 0.5,
-    ("model",): {"arch": "mlp", "widths": [8]},
-    ("model", "arch"): "mlp",
-    ("model", "widths"): [8],
-    ("objective",): {"name": "ce"},
-    ("objective", "name"): "ce",
-    ("train",): {"epochs": 1, "global_batch_size": 64, "lr": 1.0},
-    ("train", "global_batch_size"): 64,
-    ("train", "lr"): 1.0,
-}
 
 
 def load_job(
@@ -167,17 +150,19 @@ class _Draft:
         key, equals, value_text = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            self.found.append((_last_line(), f"{_SET}: must be key.path=value, got {text!r}"))
+            self.found.append((_last_line(), f"{_SET}: must be key.path=value, got {show(text)}"))
             return
         path = tuple(key.split("."))
-        if path not in _KNOWN_PATHS:
-            near = difflib.get_close_matches(key, [".".join(p) for p in sorted(_KNOWN_PATHS)], n=1)
+        if path not in KNOWN_PATHS:
+            near = difflib.get_close_matches(key, [".".join(p) for p in sorted(KNOWN_PATHS)], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            self.found.append((_last_line(), f"{_SET}: {key}: must be a key of a job, got {key!r}{hint}"))
+            self.found.append(
+                (_last_line(), f"{_SET}: {dotted(path)}: must be a key of a job, got {show(key)}{hint}")
+            )
             return
         value = document.read(value_text)
         for fault in value.faults:
-            where = ".".join((*path, *fault.path))
+            where = dotted((*path, *fault.path))
             self.found.append((_last_line(), f"{_SET}: {where}: {fault.text}"))
         self.broken = {p for p in self.broken if p[: len(path)] != path}
         if value.faults:
@@ -214,7 +199,7 @@ class _Draft:
     def _inspect(self, raw: dict[str, Any], broken: frozenset[Path]) -> None:
         """Note every problem; where a value is unusable, a stand-in lets the others be checked."""
         for path in broken:
-            _drop(raw, path)
+            drop(raw, path)
         unusable = set(broken)
         for _ in range(100):
             try:
@@ -224,18 +209,18 @@ class _Draft:
                 errors = error.errors(include_url=False)
             if errors[0]["type"] == "relations":
                 for relation in errors[0]["ctx"]["found"]:
-                    if not _touches(unusable, relation.needs):
+                    if not touches(unusable, relation.needs):
                         self._add(tuple(relation.key.split(".")), relation.text)
                 return
             found = problems(errors, raw)
             for problem in found:
-                if not _touches(unusable, [".".join(problem.path)]) and not _of_stand_in(
+                if not touches(unusable, [".".join(problem.path)]) and not of_stand_in(
                     unusable, problem.path
                 ):
                     self._note(problem)
             for problem in found:
                 unusable.add(problem.path)
-                _repair(raw, problem)
+                mend(raw, problem)
 
     def _note(self, problem: Problem) -> None:
         line = None
@@ -246,7 +231,7 @@ class _Draft:
     def _add(self, path: Path, text: str, line: int | None = None, *, usable: bool = False) -> None:
         if not usable:
             self.broken.add(path)
-        key = ".".join(path) + ": " if path else ""
+        key = dotted(path) + ": " if path else ""
         if self._from_set(path):
             self.found.append((_last_line(), f"{_SET}: {key}{text}"))
             return
@@ -266,58 +251,9 @@ class _Draft:
         return JobError("\n".join(dict.fromkeys(lines)))
 
 
-_KNOWN_PATHS = frozenset(known_paths())
-_TAGS = (("model", "arch", ("widths", "vote")), ("objective", "name", ("label_smoothing",)))
-
-
 def _last_line() -> int:
     return LARGEST_BYTES + 1
 
 
 def _kind_of(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a single value"
-
-
-def _within(path: Path, other: Path) -> bool:
-    return path[: len(other)] == other
-
-
-def _touches(unusable: set[Path], needs: Sequence[str]) -> bool:
-    """Whether a relation was computed from a value that is a stand-in."""
-    wanted = [tuple(need.split(".")) for need in needs]
-    return any(_within(path, need) or _within(need, path) for path in unusable for need in wanted)
-
-
-def _of_stand_in(unusable: set[Path], path: Path) -> bool:
-    """Whether a problem may be one of the architecture or objective that stands in for an unknown one."""
-    return any(
-        (section, tag) in unusable and path[0] == section and path in _KNOWN_PATHS and path[1] not in common
-        for section, tag, common in _TAGS
-    )
-
-
-def _drop(raw: Any, path: Path) -> None:
-    """Take out the deepest mapping entry on the way to a path."""
-    owner, last = None, None
-    for key in path:
-        if not isinstance(raw, dict):
-            break
-        if key not in raw:
-            return
-        owner, last, raw = raw, key, raw[key]
-    if owner is not None and last is not None:
-        del owner[last]
-
-
-def _repair(raw: dict[str, Any], problem: Problem) -> None:
-    """Make a draft more valid: leave out an unusable value, put a stand-in where one is required."""
-    if not problem.missing and lookup(raw, problem.path[:1]) is not None:
-        _drop(raw, problem.path)
-    elif not problem.missing:
-        raw.pop(problem.path[0], None)
-    for path in [problem.path[:n] for n in range(len(problem.path), 0, -1)]:
-        if path in _STAND_INS and lookup(raw, path) is None:
-            owner = lookup(raw, path[:-1])
-            if isinstance(owner, dict):
-                owner[path[-1]] = copy.deepcopy(_STAND_INS[path])
-                return

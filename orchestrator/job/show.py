@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.job.paths import redacted
 
 _LONGEST = 60
+_WORD = re.compile(r"[\w<>-]{1,60}", re.ASCII)
 
 
 def show(value: Any) -> str:
@@ -26,6 +29,11 @@ def show(value: Any) -> str:
         return text if len(text) <= _LONGEST else f"a mapping of {len(value)} keys"
     text = repr(value) if isinstance(value, float) else _whole(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def dotted(path: Sequence[str]) -> str:
+    """A key path as `a.b.c`; a key that is no word is quoted."""
+    return ".".join(key if _WORD.fullmatch(key) else show(key) for key in path)
 
 
 def _whole(value: Any) -> str:

@@ -107,6 +107,7 @@ YAML_FEATURES = (
     _edit("alias", "epochs: 4", "epochs: *four", "PATH:9: train.epochs: must be written out (no aliases), got the alias *four"),
     _edit("anchor", "epochs: 4", "epochs: &n 4", "PATH:9: train.epochs: must be written out (no anchors), got the anchor &n"),
     _edit("tag", "name: sample", "name: !!str 1", "PATH:2: name: must be a plain value (no tags), got the tag !!str"),
+    _edit("alias as a key", "name: sample", "*a : b", "PATH:2: must have words as keys, got the alias *a"),
     _edit(
         "tag that runs code elsewhere",
         "name: sample",
@@ -127,6 +128,8 @@ YAML_FEATURES = (
 KEYS = (
     _edit("unknown key on top", "cluster:", "clusters:", "PATH:12: clusters: must be a known key, got 'clusters'; did you mean 'cluster'?"),
     _edit("key of another section", "  image_size: 32", "  image_size: 32\n  seed: 1", "PATH:6: data.seed: must be a known key, got 'seed'; did you mean 'train.seed'?"),
+    _edit("empty key", "cluster:", "'':", "PATH:12: '': must be a known key, got '' (known: kind, name, runs, data, model, objective, train, cluster, checkpoint, tracking)"),
+    _edit("key of two lines", "cluster:", '"a\\nb":', "PATH:12: 'a\\nb': must be a known key, got 'a\\nb' (known: kind, name, runs, data, model, objective, train, cluster, checkpoint, tracking)"),
     _edit("unknown augmentation", "  image_size: 32", "  image_size: 32\n  augment: {mixup: 0.2}", "PATH:6: data.augment.mixup: must be a known key, got 'mixup' (known: crop_padding, flip, resized_crop, cutout)"),
     _edit("missing key", "  lr: 1e-3\n", "", "PATH:8: train.lr: must be given (a number > 0), got nothing"),
     _edit("missing section", "objective: {name: hff}\n", "", "PATH:1: objective: must be given (a mapping of keys), got nothing"),

@@ -1,0 +1,69 @@
+"""What a job says of its network without building it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.job.network import (
+    head_shape,
+    known_classes,
+    known_train_samples,
+    layer_shapes,
+    resolved_stages,
+    units,
+)
+
+
+def test_the_layers_of_a_job_have_the_shapes_of_its_images(load: Any) -> None:
+    shapes = layer_shapes(load(), 7)
+    assert [s.input for s in shapes] == [(3, 32, 32), (8, 32, 32), (16, 16, 16), (32, 16, 16)]
+    assert [s.output for s in shapes] == [(8, 32, 32), (16, 16, 16), (32, 16, 16), (64, 16, 16)]
+    assert shapes[0].parameters == 3 * 3 * 3 * 8 + 2 * 8
+    assert shapes[0].head_parameters == 7 * 8 * 4 * 4 + 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "count"),
+    [("{name: hff}", 4), ("{name: ce}", 4), ("{name: hff, block_size: 3}", 2), ("{name: bp}", 1)],
+)
+def test_the_number_of_units_is_that_of_the_shapes(load: Any, objective: str, count: int) -> None:
+    job = load(f"objective={objective}")
+    assert units(job) == len(layer_shapes(job, 10)) == count
+
+
+def test_prototypes_and_classes_reach_the_head(load: Any) -> None:
+    head = head_shape(load("objective.prototypes_per_class=3"), 5)
+    assert (head.kind, head.num_classes, head.prototypes_per_class) == ("prototype", 5, 3)
+    linear = head_shape(load("objective={name: bp}"), 5)
+    assert (linear.kind, linear.num_classes, linear.prototypes_per_class) == ("linear", 5, 1)
+    assert head_shape(load(), None).num_classes == 10
+
+
+def test_classes_and_images_are_known_from_the_job_or_not_at_all(load: Any) -> None:
+    assert (known_classes(load()), known_train_samples(load())) == (None, None)
+    stated = load("data.expect={train_samples: 1000, classes: 7}")
+    assert (known_classes(stated), known_train_samples(stated)) == (7, 1000)
+    held_out = load("data.expect={train_samples: 1000, classes: 7}", "data.val={from_train: 0.1}")
+    assert known_train_samples(held_out) == 900
+    digits = load("data=digits")
+    assert known_classes(digits) == 10
+    assert known_train_samples(digits) == pytest.approx(1347, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("workers", "stages", "resolved"),
+    [
+        (1, "auto", 1), (2, "auto", 2), (3, "auto", 3), (4, "auto", 4), (5, "auto", 1), (6, "auto", 3),
+        (8, "auto", 4), (4, 2, 2), (4, 1, 1),
+    ],
+)  # fmt: skip
+def test_auto_takes_the_most_stages_that_divide_the_workers(
+    load: Any, workers: int, stages: Any, resolved: int
+) -> None:
+    """Four layers; the reference is the definition by trial."""
+    job = load(f"cluster.workers={workers}", f"cluster.stages={stages}", "train.global_batch_size=120")
+    assert resolved_stages(job) == resolved
+    if stages == "auto":
+        assert resolved == max(n for n in range(1, 5) if workers % n == 0)
