@@ -30,9 +30,7 @@ NETWORKS: dict[str, tuple[VggOptions, int, int, int]] = {
     # name: options, image size, batch, classes
     "VGG 64-128-256-256, 32 px": (VggOptions(widths=(64, 128, 256, 256), pool_after=(0, 1, 2)), 32, 100, 10),
     "VGG-13-like, 224 px": (
-        VggOptions(
-            widths=(64, 64, 128, 128, 256, 256, 512, 512, 512, 512), pool_after=(1, 3, 5, 7, 9), head_grid=2
-        ),
+        VggOptions(widths=(64, 64, 128, 128, 256, 256, 512, 512, 512, 512), pool_after=(1, 3, 5, 7, 9), head_grid=2),
         224,
         8,
         1000,

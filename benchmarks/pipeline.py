@@ -56,9 +56,7 @@ def _stage(first: int, last: int, receiver: Any, sender: Any) -> Stage:
 def _worker(rank: int, address: str, token: str, transport: str, batch: int, plan: Any, results: Any) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group(
-        "gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=120))
     repetitions, window_s = plan
     shapes = describe(OPTIONS, (3, SIZE, SIZE), HeadShape("prototype", CLASSES, 1))
     ranges = ((0, 1), (2, 2))
@@ -121,8 +119,7 @@ def measure(transport: str, batch: int, repetitions: int, window_s: float) -> di
     address, token = f"tcp://127.0.0.1:{_free_port()}", uuid.uuid4().hex[:12]
     plan = (repetitions, window_s)
     workers = [
-        spawn.Process(target=_worker, args=(rank, address, token, transport, batch, plan, results))
-        for rank in range(2)
+        spawn.Process(target=_worker, args=(rank, address, token, transport, batch, plan, results)) for rank in range(2)
     ]
     for worker in workers:
         worker.start()
@@ -148,11 +145,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="nine repetitions of 4 s instead of five of 1.5 s")
     arguments = parser.parse_args()
     repetitions, window_s = (9, 4.0) if arguments.full else (5, 1.5)
-    rows = [
-        measure(transport, batch, repetitions, window_s)
-        for transport in ("shm", "gloo")
-        for batch in (32, 128)
-    ]
+    rows = [measure(transport, batch, repetitions, window_s) for transport in ("shm", "gloo") for batch in (32, 128)]
     publish(
         "pipeline",
         "python -m benchmarks.pipeline" + (" --full" if arguments.full else ""),

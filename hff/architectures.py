@@ -65,9 +65,7 @@ def build_layers(
 
 def _body(options: Options, index: int, shape: LayerShape) -> nn.Module:
     if isinstance(options, MlpOptions):
-        return linear_body(
-            math.prod(shape.input), shape.output[0], norm=options.norm, dropout=options.dropout
-        )
+        return linear_body(math.prod(shape.input), shape.output[0], norm=options.norm, dropout=options.dropout)
     return conv_body(
         shape.input[0],
         shape.output[0],
@@ -81,9 +79,7 @@ def _body(options: Options, index: int, shape: LayerShape) -> nn.Module:
 def _head(options: Options, head: HeadOptions, shape: LayerShape) -> Head:
     grid = 1 if isinstance(options, MlpOptions) else options.head_grid
     if head.kind == "linear":
-        return LinearHead(
-            shape.head_features, head.num_classes, grid=grid, label_smoothing=head.label_smoothing
-        )
+        return LinearHead(shape.head_features, head.num_classes, grid=grid, label_smoothing=head.label_smoothing)
     return PrototypeHead(
         shape.head_features,
         head.num_classes,

@@ -58,9 +58,7 @@ class GreedyNetwork(nn.Module):
         ]
         return torch.stack(votes).sum(dim=0)
 
-    def train_step(
-        self, x: Tensor, target: Tensor, optimizers: Sequence[torch.optim.Optimizer]
-    ) -> list[LocalUpdate]:
+    def train_step(self, x: Tensor, target: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> list[LocalUpdate]:
         """One greedy step: each layer trains on the batch and hands on its output."""
         updates = []
         for layer, optimizer in zip(self._layers(), optimizers, strict=True):

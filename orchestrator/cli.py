@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from orchestrator.errors import EXIT_DONE, EXIT_JOB, EXIT_OTHER, JobError, OrchestratorError
+from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
 
 _EPILOG = """\
 examples:
@@ -52,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     run = commands.add_parser("run", parents=[job], help="train; resumes an unfinished run of this name")
-    run.add_argument(
-        "--seeds", metavar="S,S,..", help="one run per seed, named NAME-seed-S, with mean and deviation"
-    )
+    run.add_argument("--seeds", metavar="S,S,..", help="one run per seed, named NAME-seed-S, with mean and deviation")
     run.add_argument("--summary", metavar="FILE", type=Path, help="also write summary.json here")
     run.add_argument(
         "--resume",
@@ -95,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("show", "one run with its checkpoints"),
         ("verify", "check every hash of every checkpoint"),
+        ("replay", "send metrics to MLflow that it missed"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("run", metavar="RUN", type=Path)
@@ -105,11 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         arguments = _parser().parse_args(argv)
-        return _COMMANDS[arguments.command](arguments)
+        command: Callable[[argparse.Namespace], int] = _COMMANDS[arguments.command]
+        return command(arguments)
     except OrchestratorError as error:
         sys.stdout.flush()
-        kind = "stopped" if error.exit_code == 75 else "error"
-        print(f"{kind}: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -141,7 +140,7 @@ def _numbers(text: str, flag: str, *, least: int) -> list[int]:
 def _check(arguments: argparse.Namespace) -> int:
     from orchestrator.job.load import load_job
 
-    job = load_job(arguments.job, arguments.overrides)
+    job = load_job(arguments.job, arguments.overrides, tell=print)
     print(f"{arguments.job}: ok: {job.kind} {job.name}, runs in {job.runs}/{job.name}")
     return EXIT_DONE
 
@@ -203,7 +202,12 @@ def _runs(arguments: argparse.Namespace) -> int:
 
     if arguments.action == "ls":
         return runs.ls(arguments.folder)
-    return runs.show(arguments.run) if arguments.action == "show" else runs.verify(arguments.run)
+    actions: dict[str, Callable[[Path], int]] = {
+        "show": runs.show,
+        "verify": runs.verify,
+        "replay": runs.replay,
+    }
+    return actions[arguments.action](arguments.run)
 
 
 _COMMANDS = {

@@ -31,7 +31,11 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def environment() -> dict[str, str]:
     """What a user's shell has, with the environment active and without traces of the test runner."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "RAY_", "MLFLOW_", "OMP_"))}
-    return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120"}
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "120",
+    }
 
 
 @pytest.fixture
@@ -54,8 +58,6 @@ def orchestrator() -> Command:
         *arguments: str | Path, timeout: float = 240, prefix: Sequence[str] = (), cwd: Path = ROOT
     ) -> subprocess.CompletedProcess[str]:
         command = [*(prefix or (sys.executable,)), "-m", "orchestrator", *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=environment(), cwd=cwd
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment(), cwd=cwd)
 
     return call

@@ -71,7 +71,4 @@ def stats(out: Path) -> int:
 
 def _summary(index: Index) -> str:
     size = sum(shard.bytes for shard in index.shards)
-    return (
-        f"{index.num_samples} images, {len(index.classes)} classes, {len(index.shards)} shards, "
-        f"{size / 1e6:.1f} MB"
-    )
+    return f"{index.num_samples} images, {len(index.classes)} classes, {len(index.shards)} shards, {size / 1e6:.1f} MB"

@@ -30,9 +30,7 @@ def suffix_of(data: bytes) -> str | None:
     return "png" if data.startswith(b"\x89PNG\r\n\x1a\n") else None
 
 
-def decode(
-    data: bytes, *, image_size: int, channels: int, crop: Callable[[int, int], Box] | None = None
-) -> Pixels:
+def decode(data: bytes, *, image_size: int, channels: int, crop: Callable[[int, int], Box] | None = None) -> Pixels:
     """Decode to (image_size, image_size, channels) uint8.
 
     `crop(width, height)` gives the box (left, top, right, bottom) to keep; without it the shorter side is
@@ -56,9 +54,7 @@ def decode(
         raise BadImage(f"{type(error).__name__}: {error}") from error
 
 
-def _pixels(
-    image: Image.Image, size: int, mode: str, crop: Callable[[int, int], Box] | None
-) -> Pixels:
+def _pixels(image: Image.Image, size: int, mode: str, crop: Callable[[int, int], Box] | None) -> Pixels:
     if "exif" in image.info:
         image = ImageOps.exif_transpose(image)
     box = crop(image.width, image.height) if crop else _central(image.width, image.height, size)

@@ -40,9 +40,7 @@ class Item:
     read: Callable[[], bytes]
 
 
-def pack(
-    source: str | Path, out: Path, *, shard_bytes: int = SHARD_BYTES, progress: Progress | None = None
-) -> Index:
+def pack(source: str | Path, out: Path, *, shard_bytes: int = SHARD_BYTES, progress: Progress | None = None) -> Index:
     """Write shards and index of `source` into the folder `out`, which must be empty or absent.
 
     The result is a function of the images alone, byte for byte: classes are the sorted folder names, samples are

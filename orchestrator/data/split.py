@@ -32,9 +32,7 @@ def split_from_train(index: Index, fraction: float) -> tuple[NDArray[np.int64], 
     return np.flatnonzero(mask).astype(np.int64), val
 
 
-def shuffled_labels(
-    labels: NDArray[np.int64], subset: NDArray[np.int64], seed: int
-) -> NDArray[np.int64]:
+def shuffled_labels(labels: NDArray[np.int64], subset: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Labels permuted among the samples of `subset`: a control that must end at chance."""
     random = np.random.Generator(np.random.PCG64(derive_seed(seed, "shuffle-labels")))
     result = labels.copy()

@@ -1,6 +1,6 @@
 """Batches of images, in order, exactly once: a WebDataset pipeline per batch, run ahead in threads.
 
-    source (our indexed reader) -> decode and crop -> batch and augment
+source (our indexed reader) -> decode and crop -> batch and augment
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ class _Stages:
 
     def batch(self, indices: Indices) -> Batch:
         """Run one batch through the pipeline."""
-        pipeline = webdataset.DataPipeline(
-            lambda: self._samples(indices), webdataset.map(self._decoded), self._batched
-        )
+        pipeline = webdataset.DataPipeline(lambda: self._samples(indices), webdataset.map(self._decoded), self._batched)
         batch: Batch = next(iter(pipeline))
         return batch
 
@@ -93,9 +91,7 @@ class _Stages:
         yield Batch(images, labels, indices, tuple(s["fault"] for s in everything if "fault" in s))
 
 
-def _ahead(
-    stages: _Stages, batches: Sequence[Indices], threads: int, prefetch: int
-) -> Iterator[Batch]:
+def _ahead(stages: _Stages, batches: Sequence[Indices], threads: int, prefetch: int) -> Iterator[Batch]:
     """Batches in order, up to `prefetch` of them being made ahead by `threads` threads."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
     waiting: deque[Future[Batch]] = deque()
@@ -162,9 +158,7 @@ class TrainStream:
 
         Raises DataError when more images of the epoch are bad than the budget allows.
         """
-        order = epoch_order(
-            self._subset, seed=self._seed, epoch=epoch, lanes=self._lanes, window=self._window
-        )
+        order = epoch_order(self._subset, seed=self._seed, epoch=epoch, lanes=self._lanes, window=self._window)
         batches = [order[slice(*self._own(bounds))] for bounds in self._bounds[first_step:]]
         augmenter = Augmenter(self._augment, seed=self._seed, epoch=epoch)
         stages = _Stages(self._index, self._labels, self._image_size, self._channels, augmenter)

@@ -109,8 +109,7 @@ def _mesh(job: Job) -> Found:
     elif workers % stages:
         yield (
             "cluster.workers",
-            f"must be a multiple of cluster.stages ({stages}), got {workers}; "
-            f"nearest: {_nearest(workers, stages)}",
+            f"must be a multiple of cluster.stages ({stages}), got {workers}; nearest: {_nearest(workers, stages)}",
         )
 
 

@@ -156,9 +156,7 @@ class _Draft:
         if path not in KNOWN_PATHS:
             near = difflib.get_close_matches(key, [".".join(p) for p in sorted(KNOWN_PATHS)], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            self.found.append(
-                (_last_line(), f"{_SET}: {dotted(path)}: must be a key of a job, got {show(key)}{hint}")
-            )
+            self.found.append((_last_line(), f"{_SET}: {dotted(path)}: must be a key of a job, got {show(key)}{hint}"))
             return
         value = document.read(value_text)
         for fault in value.faults:
@@ -183,9 +181,7 @@ class _Draft:
         kind = self.raw.get("kind")
         if kind in _LATER_KINDS:
             self.found.clear()
-            self._add(
-                ("kind",), f"must be train in this version (search and transfer come later), got {kind!r}"
-            )
+            self._add(("kind",), f"must be train in this version (search and transfer come later), got {kind!r}")
             raise self._error()
         if self.found:
             self._inspect(copy.deepcopy(self.raw), frozenset(self.broken))
@@ -214,9 +210,7 @@ class _Draft:
                 return
             found = problems(errors, raw)
             for problem in found:
-                if not touches(unusable, [".".join(problem.path)]) and not of_stand_in(
-                    unusable, problem.path
-                ):
+                if not touches(unusable, [".".join(problem.path)]) and not of_stand_in(unusable, problem.path):
                     self._note(problem)
             for problem in found:
                 unusable.add(problem.path)

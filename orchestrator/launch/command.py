@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import EXIT_DONE, JobError
+from orchestrator.errors import EXIT_DONE, CheckpointError, JobError
 from orchestrator.job.load import load_job
 from orchestrator.run.folder import write_json
 
@@ -22,7 +22,7 @@ def run_command(
     resume: str,
 ) -> int:
     """Run the job; returns the exit code. Errors are raised."""
-    job = load_job(job_path, overrides)
+    job = load_job(job_path, overrides, tell=print)
     # Libraries warn about their own affairs; the user of a job sees our words only.
     warnings.simplefilter("ignore")
     from orchestrator.launch.local import torchrun_rank
@@ -71,3 +71,21 @@ def seeds_line(result: dict[str, Any]) -> str:
             note = "" if spread is None else f" +- {spread:.4f}"
             parts.append(f"{metric} {result[metric]['mean']:.4f}{note}")
     return f"{len(result['seeds'])} seeds: " + ", ".join(parts)
+
+
+def eval_command(run: Path, location: str | None, json_path: Path | None) -> int:
+    """Classify a data set with the newest checkpoint of a run; returns the exit code."""
+    warnings.simplefilter("ignore")
+    from orchestrator.run.evaluate_run import evaluate_run
+    from orchestrator.show.terminal import percent
+
+    if not (run / "job.yaml").is_file():
+        raise CheckpointError(f"{run}: not a run folder (no job.yaml in it); give RUNS/NAME")
+    result = evaluate_run(run, location)
+    print(f"{run.name} at step {result['step']}: {result['samples']} images of {result['data']}")
+    for index, top1 in enumerate(result["layer_top1"]):
+        print(f"  layer {index:>2}  top-1 {percent(top1)}")
+    print(f"  network   top-1 {percent(result['top1'])}, top-5 {percent(result['top5'])}")
+    if json_path is not None:
+        write_json(json_path, result)
+    return EXIT_DONE

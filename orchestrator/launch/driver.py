@@ -21,15 +21,15 @@ from orchestrator.launch.ray_train import RaySession, run_ray
 from orchestrator.launch.restart import Failure, next_action
 from orchestrator.launch.signals import StopSignal
 from orchestrator.pipeline.plan import Plan
-from orchestrator.run import checkpoint, prepare, tracking
+from orchestrator.run import checkpoint, network, prepare, tracking
 from orchestrator.run.context import LocalContext
-from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
+from orchestrator.run.datasets import Datasets, open_classes, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.loop import run_token, steps_per_epoch
 from orchestrator.run.planning import plan_for, shapes_of
 from orchestrator.run.worker import Assignment, first_failure
+from orchestrator.show.plots import accuracy_plot
 from orchestrator.show.terminal import Follower, plan_table, result_table
-
 
 Launch = Callable[[Assignment], None]
 
@@ -179,6 +179,7 @@ def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan) -> str:
         "run.folder": str(drive.folder.path),
         f"attempt.{attempt.number}.stages": str([stage.layers for stage in plan.stages]),
     }
+    write_json(drive.folder.path / "tracking.json", {"uri": _uri(drive)})
     return tracking.create_run(
         _uri(drive),
         job.tracking.experiment,
@@ -211,8 +212,7 @@ def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> 
     if outcome["status"] == "interrupted":
         tracking.finish_run(_uri(drive), assignment.run_id, "KILLED", [])
         raise Interrupted(
-            f"{drive.job.name} was stopped after step {outcome['step']} and saved; "
-            "run the same command again to go on"
+            f"{drive.job.name} was stopped after step {outcome['step']} and saved; run the same command again to go on"
         )
     return None
 
@@ -241,7 +241,9 @@ def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failu
         traceback="" if first["expected"] else first["traceback"],
         exit_code=first["exit_code"],
         final=first["exit_code"] in (2, 3, 4),
-        others=tuple(f"worker {r['rank']}: {r['type']}: {r['message'].splitlines()[0]}" for r in others if r["message"]),
+        others=tuple(
+            f"worker {r['rank']}: {r['type']}: {r['message'].splitlines()[0]}" for r in others if r["message"]
+        ),
     )
 
 
@@ -285,10 +287,29 @@ def _stoppable(drive: Drive, attempt: int) -> Iterator[None]:
 def _conclude(drive: Drive, assignment: Assignment, plan: Plan) -> dict[str, Any]:
     """Log the finished run and show its result."""
     summary: dict[str, Any] = read_json(drive.folder.summary)
-    write_json(drive.folder.attempts, [
-        {"attempt": i + 1, "first_step": a, "last_step": b, "run_id": assignment.run_id}
-        for i, (a, b) in enumerate(summary["attempt_steps"])
-    ])
-    tracking.finish_run(_uri(drive), assignment.run_id, "FINISHED", [drive.folder.summary, drive.folder.job])
+    write_json(
+        drive.folder.attempts,
+        [
+            {"attempt": i + 1, "first_step": a, "last_step": b, "run_id": assignment.run_id}
+            for i, (a, b) in enumerate(summary["attempt_steps"])
+        ],
+    )
+    _log_result(drive, assignment)
     drive.say(result_table(summary, drive.folder.path, _uri(drive)))
     return summary
+
+
+def _log_result(drive: Drive, assignment: Assignment) -> None:
+    """Network, plot and files to MLflow, then the status; a server that is gone costs a warning."""
+    folder, uri = drive.folder, _uri(drive)
+    newest, _ = checkpoint.newest_valid(folder)
+    assert newest is not None, "a finished run has saved its last step"
+    description = network.description(drive.values, open_classes(drive.values, Path(drive.job.runs)))
+    plot = folder.path / "accuracy.svg"
+    events, _ = folder.read_events()
+    plot.write_text(accuracy_plot(events, assignment.layer_names), encoding="utf-8")
+    warning = tracking.log_model(uri, assignment.run_id or "", newest, description)
+    files = [folder.summary, folder.job, plot]
+    warning = tracking.finish_run(uri, assignment.run_id, "FINISHED", files) or warning
+    if warning:
+        drive.say(f"warning: {warning}")

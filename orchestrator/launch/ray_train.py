@@ -119,7 +119,6 @@ def run_ray(assignment: Assignment, storage: str) -> None:
 
     Raises WorkerFailure when any worker failed; the workers' own reports in the run folder say why.
     """
-    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

@@ -59,6 +59,4 @@ def next_action(failures: Sequence[Failure], max_failures: int) -> Action:
         return Action(True, "The same failure at the same step twice: stopping.")
     if len(failures) > max_failures:
         return Action(True, f"That is more than cluster.max_failures ({max_failures}): stopping.")
-    return Action(
-        False, f"starting again from the newest checkpoint (failure {len(failures)} of {max_failures})"
-    )
+    return Action(False, f"starting again from the newest checkpoint (failure {len(failures)} of {max_failures})")

@@ -11,15 +11,13 @@ from collections.abc import Sequence
 
 from hff.shapes import LayerShape
 
-FLOPS_PER_S = 55e9
+FLOPS_PER_S = 140e9
 BYTES_PER_S = 5.5e9
 # Passes over a convolution's output that norm, ReLU, pooling and their gradients make.
 PASSES = 12
 
 
-def layer_costs(
-    shapes: Sequence[LayerShape], *, dtype_bytes: int = 4, end_to_end: bool = False
-) -> tuple[float, ...]:
+def layer_costs(shapes: Sequence[LayerShape], *, dtype_bytes: int = 4, end_to_end: bool = False) -> tuple[float, ...]:
     """Estimated seconds per sample of one training step of each unit.
 
     Forward and weight gradient cost the same arithmetic; a unit that trains end to end also needs the gradient

@@ -122,9 +122,7 @@ class Stage:
                 x = self._pass_frozen(layer, x)
                 continue
             layer.train()
-            update = local_forward_backward(
-                layer, x, batch.target, count=count, autocast_dtype=self.autocast_dtype
-            )
+            update = local_forward_backward(layer, x, batch.target, count=count, autocast_dtype=self.autocast_dtype)
             x = update.output
             if active is None and i == len(self.layers) - 1:
                 self._send("train", batch, x, None, stop)

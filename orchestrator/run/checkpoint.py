@@ -83,9 +83,7 @@ def _optimizer_tensors(layer: LocalLayer, optimizer: torch.optim.Optimizer) -> d
     return dict(sorted(tensors.items()))
 
 
-def save_layer(
-    where: Path, index: int, layer: LocalLayer, optimizer: torch.optim.Optimizer
-) -> list[FileEntry]:
+def save_layer(where: Path, index: int, layer: LocalLayer, optimizer: torch.optim.Optimizer) -> list[FileEntry]:
     """Write one layer's weights and optimizer state into the folder `where`."""
     where.mkdir(parents=True, exist_ok=True)
     weights = where / f"layer_{index:02d}.safetensors"
@@ -95,15 +93,17 @@ def save_layer(
     return [_entry(weights), _entry(state)]
 
 
-def commit(
-    folder: RunFolder, step: int, attempt: int, state: Mapping[str, Any], entries: Iterable[FileEntry]
-) -> Path:
+def commit(folder: RunFolder, step: int, attempt: int, state: Mapping[str, Any], entries: Iterable[FileEntry]) -> Path:
     """Add state and manifest, then give the finished folder its name."""
     where = temporary_folder(folder, step, attempt)
     where.mkdir(parents=True, exist_ok=True)
     write_json(where / "state.json", dict(state))
     files = [*entries, _entry(where / "state.json")]
-    manifest = {"format": _FORMAT, "step": step, "files": [vars(e) for e in sorted(files, key=lambda e: e.name)]}
+    manifest = {
+        "format": _FORMAT,
+        "step": step,
+        "files": [vars(e) for e in sorted(files, key=lambda e: e.name)],
+    }
     write_json(where / "manifest.json", manifest)
     final = step_folder(folder, step)
     if final.exists():
@@ -173,9 +173,7 @@ def read_state(where: Path) -> dict[str, Any]:
     return state
 
 
-def load_layer(
-    where: Path, index: int, layer: LocalLayer, optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def load_layer(where: Path, index: int, layer: LocalLayer, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Read one layer's weights, and its optimizer state where `optimizer` is given.
 
     Raises CheckpointError naming the file when it is missing or does not fit the layer.
@@ -190,9 +188,7 @@ def load_layer(
         raise CheckpointError(f"{path}: does not fit layer {index}: {error}") from error
 
 
-def _restore_optimizer(
-    layer: LocalLayer, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def _restore_optimizer(layer: LocalLayer, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     parameters = dict(layer.named_parameters())
     for key, value in tensors.items():
         name, _, slot = key.rpartition("/")

@@ -84,6 +84,11 @@ def open_datasets(data: dict[str, Any], runs: Path) -> Datasets:
     return datasets
 
 
+def open_classes(data: dict[str, Any], runs: Path) -> list[str]:
+    """The names of the classes, in order."""
+    return list(_open(data["train"], runs, "train").classes)
+
+
 def _whole(index: Index) -> Part:
     return Part(index, np.arange(index.num_samples, dtype=np.int64))
 
@@ -109,9 +114,7 @@ def _check(datasets: Datasets, data: dict[str, Any]) -> None:
             raise DataError(f"data.expect.{key}: the job states {stated}, the index has {number}")
 
 
-def train_stream(
-    datasets: Datasets, job: dict[str, Any], *, replica: int, replicas: int
-) -> TrainStream:
+def train_stream(datasets: Datasets, job: dict[str, Any], *, replica: int, replicas: int) -> TrainStream:
     """The training samples of one replica of the first stage."""
     data, train = job["data"], job["train"]
     part = datasets.train
@@ -193,9 +196,7 @@ def eval_batches(
 
 
 def _stage_input(batch: Batch, step: int, normalise: Normalise, *, last: bool) -> StageInput:
-    return StageInput(
-        step, normalise(batch.images), batch.labels.to(normalise.device, non_blocking=True), last=last
-    )
+    return StageInput(step, normalise(batch.images), batch.labels.to(normalise.device, non_blocking=True), last=last)
 
 
 class TrainFeed:

@@ -110,9 +110,7 @@ class Loop:
         return self.context.rank == 0
 
     def _feed(self, start: int, replica: int) -> TrainFeed:
-        stream = train_stream(
-            self.datasets, self.assignment.job, replica=replica, replicas=self.mesh.replicas
-        )
+        stream = train_stream(self.datasets, self.assignment.job, replica=replica, replicas=self.mesh.replicas)
         return TrainFeed(stream, self.normalise, start, self.heartbeat.stop_requested)
 
     def _restore(self) -> int:
@@ -181,14 +179,12 @@ class Loop:
         """Every stage writes its layers, then rank 0 makes them one checkpoint."""
         began = time.perf_counter()
         self.heartbeat.state.update(phase="save")
-        stage_index, replica = self.mesh.place(self.context.rank)
+        _, replica = self.mesh.place(self.context.rank)
         attempt = self.assignment.attempt
         entries = []
         if replica == 0:
             where = checkpoint.temporary_folder(self.folder, done, attempt)
-            for i, (layer, optimizer) in enumerate(
-                zip(self.stage.layers, self.stage.optimizers, strict=True)
-            ):
+            for i, (layer, optimizer) in enumerate(zip(self.stage.layers, self.stage.optimizers, strict=True)):
                 entries += checkpoint.save_layer(where, self.stage.first + i, layer, optimizer)
         everything = self.control.gather(entries)
         if self._leads:
@@ -228,9 +224,7 @@ class Loop:
         result = evaluate(
             self.stage,
             batches,
-            vote_weights=network.votes(
-                self.assignment.job["model"], layers, self.schedule.depth(done, layers)
-            ),
+            vote_weights=network.votes(self.assignment.job["model"], layers, self.schedule.depth(done, layers)),
             num_classes=self.assignment.num_classes,
             is_last=stage_index == self.mesh.stages - 1,
             control=self.control,
@@ -313,8 +307,7 @@ class Loop:
         parts = self.control.gather(
             {
                 "hashes": {
-                    self.stage.first + i: checkpoint.layer_sha256(layer)
-                    for i, layer in enumerate(self.stage.layers)
+                    self.stage.first + i: checkpoint.layer_sha256(layer) for i, layer in enumerate(self.stage.layers)
                 },
                 "memory": memory,
             }
@@ -338,9 +331,7 @@ class Loop:
             start=start,
         )
         if val is not None:
-            write_json(
-                self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion}
-            )
+            write_json(self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion})
             self.folder.append_event(
                 {
                     "event": "final",

@@ -27,9 +27,7 @@ def architecture(model: dict[str, Any]) -> Any:
 def head_options(objective: dict[str, Any], num_classes: int) -> HeadOptions:
     """The local heads that the resolved `objective` section asks for."""
     if objective["name"] != "hff":
-        return HeadOptions(
-            kind="linear", num_classes=num_classes, label_smoothing=objective["label_smoothing"]
-        )
+        return HeadOptions(kind="linear", num_classes=num_classes, label_smoothing=objective["label_smoothing"])
     known = {f.name for f in fields(HeadOptions)} - {"kind", "num_classes"}
     return HeadOptions(
         kind="prototype",
@@ -72,3 +70,15 @@ def votes(model: dict[str, Any], layers: int, depth: int) -> tuple[float, ...]:
 def network(model: dict[str, Any], layers: Sequence[LocalLayer]) -> GreedyNetwork:
     """The whole network in one process, for prediction."""
     return GreedyNetwork(list(layers), vote=model.get("vote", "last"))
+
+
+def description(job: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """All that is needed to rebuild a trained network from its layer files."""
+    data = {key: job["data"][key] for key in ("image_size", "channels", "mean", "std")}
+    return {
+        "model": job["model"],
+        "objective": job["objective"],
+        "data": data,
+        "precision": job["train"]["precision"],
+        "classes": list(classes),
+    }

@@ -74,9 +74,7 @@ class Schedule:
         return steps_done % every == 0 and steps_done != self.total_steps
 
 
-def make_schedule(
-    train: dict[str, Any], checkpoint: dict[str, Any], *, steps_per_epoch: int, layers: int
-) -> Schedule:
+def make_schedule(train: dict[str, Any], checkpoint: dict[str, Any], *, steps_per_epoch: int, layers: int) -> Schedule:
     """Turn the job's duration, given in exactly one unit, into steps."""
     phases = layers if train["schedule"] == "sequential" else 1
     if train["epochs"] is not None:

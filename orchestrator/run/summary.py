@@ -13,7 +13,17 @@ from orchestrator.run.schedule import Schedule
 if TYPE_CHECKING:
     from orchestrator.run.worker import Assignment
 
-_PACKAGES = ("torch", "torchvision", "ray", "webdataset", "timm", "mlflow-skinny", "safetensors", "numpy", "pillow")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "ray",
+    "webdataset",
+    "timm",
+    "mlflow-skinny",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
 
 
 def versions() -> dict[str, str]:
@@ -56,8 +66,7 @@ def make_summary(
     job = assignment.job
     names = assignment.layer_names
     stages = [
-        next(s for s, (first, last) in enumerate(assignment.ranges) if first <= i <= last)
-        for i in range(len(names))
+        next(s for s, (first, last) in enumerate(assignment.ranges) if first <= i <= last) for i in range(len(names))
     ]
     return {
         "name": job["name"],

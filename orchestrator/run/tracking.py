@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,14 @@ def replay(uri: str, run_id: str, run_dir: Path) -> int:
     return len(events)
 
 
+def replay_all(uri: str, run_id: str, run_dir: Path) -> int:
+    """`replay` for the command line. Raises OrchestratorError when the server still does not answer."""
+    try:
+        return replay(uri, run_id, run_dir)
+    except Exception as error:  # whatever MLflow's stack raises means the same to the user
+        raise _failure(uri, error) from error
+
+
 class EventSink:
     """Sends a run's events to MLflow while it runs; a dead server costs one warning, nothing else."""
 
@@ -184,3 +194,46 @@ def finish_run(uri: str, run_id: str | None, status: str, artifacts: Sequence[Pa
         except Exception as error:  # a finished run must not fail for its tracking
             return f"MLflow: the run's end could not be logged: {str(error).splitlines()[0]}"
     return None
+
+
+def log_model(uri: str, run_id: str, weights: Path, description: Mapping[str, Any]) -> str | None:
+    """Log the final network as models-from-code over safetensors. Returns a warning instead of raising.
+
+    `weights` is a checkpoint folder; `description` says how to rebuild the network (sections model, objective and
+    data, precision, classes).
+    """
+    size, channels = description["data"]["image_size"], description["data"]["channels"]
+    with _client(uri), tempfile.TemporaryDirectory() as scratch, _quiet():
+        import mlflow
+        import numpy as np
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        folder = Path(scratch) / "network"
+        folder.mkdir()
+        for path in sorted(weights.glob("layer_[0-9]*.safetensors")):
+            if ".optim." not in path.name:
+                shutil.copy(path, folder)
+        write_json(folder / "model.json", dict(description))
+        images = TensorSpec(np.dtype(np.uint8), (-1, size, size, channels), name=None)
+        scores = TensorSpec(np.dtype(np.float32), (-1, len(description["classes"])), name=None)
+        try:
+            mlflow.set_tracking_uri(uri)
+            with mlflow.start_run(run_id=run_id):
+                mlflow.pyfunc.log_model(
+                    name="network",
+                    python_model=str(Path(__file__).with_name("served_model.py")),
+                    artifacts={"network": str(folder)},
+                    signature=ModelSignature(inputs=Schema([images]), outputs=Schema([scores])),
+                    pip_requirements=["hff-orchestrator"],
+                )
+        except Exception as error:  # a finished run must not fail for its tracking
+            return f"MLflow: the network could not be logged: {str(error).splitlines()[0]}"
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """MLflow's own advice on stderr is not for the user of a job."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
+        yield

@@ -20,7 +20,7 @@ _HEARTBEAT_S = 30.0
 _POLL_S = 0.25
 
 
-def _text(table: Table) -> str:
+def as_text(table: Table) -> str:
     """A table as plain text, as wide as it needs to be."""
     buffer = io.StringIO()
     Console(file=buffer, width=110, color_system=None, legacy_windows=False).print(table)
@@ -64,10 +64,8 @@ def plan_table(plan: dict[str, Any], layer_names: Sequence[str], *, job_name: st
         f"Plan of {job_name}: {plan['workers']} workers, {len(plan['stages'])} stages, batches of "
         f"{plan['global_batch_size']}, {plan['steps_per_epoch']} steps per epoch"
     )
-    tail = (
-        f"Estimated balance {plan['balance']:.2f} (1 is even); stage {plan['limiting_stage']} sets the pace."
-    )
-    return f"{head}\n{_text(table)}\n{tail}"
+    tail = f"Estimated balance {plan['balance']:.2f} (1 is even); stage {plan['limiting_stage']} sets the pace."
+    return f"{head}\n{as_text(table)}\n{tail}"
 
 
 def duration(seconds: float) -> str:
@@ -91,7 +89,7 @@ def result_table(summary: dict[str, Any], run_dir: Path, tracking_uri: str) -> s
         table.add_column(column, justify="left" if column == "name" else "right")
     for layer in summary["layers"]:
         table.add_row(str(layer["index"]), layer["name"], str(layer["stage"]), percent(layer["val_top1"]))
-    lines = [f"Result of {summary['name']}", _text(table)]
+    lines = [f"Result of {summary['name']}", as_text(table)]
     lines.append(
         f"val top-1 {percent(summary['val_top1'])}, top-5 {percent(summary['val_top5'])}; "
         f"test top-1 {percent(summary['test_top1'])}"

@@ -67,9 +67,7 @@ FILES = (
         "# a\n",
         _FIRST + "must be a mapping of keys (kind, name, data, ...), got an empty file",
     ),
-    _file(
-        "list on top", "# x\n- a\n", "PATH:2: must be a mapping of keys (kind, name, data, ...), got a list"
-    ),
+    _file("list on top", "# x\n- a\n", "PATH:2: must be a mapping of keys (kind, name, data, ...), got a list"),
     _file(
         "text on top",
         "train\n",

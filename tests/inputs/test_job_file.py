@@ -79,9 +79,7 @@ def test_a_missing_job_file_lists_the_jobs_beside_it(tmp_path: Path) -> None:
     )
 
 
-def test_a_missing_job_file_lists_what_the_jobs_folder_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_job_file_lists_what_the_jobs_folder_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "quickstart.yaml").touch()

@@ -24,9 +24,7 @@ def write(folder: Path, text: str, *, name: str = "x.yaml") -> Path:
 
 
 @pytest.mark.parametrize("marker", ["pyproject.toml", ".git"])
-def test_relative_paths_begin_at_the_nearest_repository_above_the_job(
-    tmp_path: Path, text: str, marker: str
-) -> None:
+def test_relative_paths_begin_at_the_nearest_repository_above_the_job(tmp_path: Path, text: str, marker: str) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / "inner" / marker).mkdir(parents=True)
     job = load_job(write(tmp_path / "inner" / "jobs" / "deep", text), ["data.val=data/val"])
@@ -42,9 +40,7 @@ def test_without_a_repository_relative_paths_begin_beside_the_job(tmp_path: Path
     assert job.data.test == str(tmp_path / "a" / "t")
 
 
-def test_the_working_directory_decides_nothing(
-    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_working_directory_decides_nothing(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a", text)
     elsewhere = load_job(path)
     monkeypatch.chdir(tmp_path / "a")
@@ -65,9 +61,7 @@ def test_a_relative_sqlite_file_becomes_absolute_and_a_server_stays(tmp_path: Pa
         assert load_job(path, [f"tracking.uri={uri}"]).tracking.uri == uri
 
 
-def test_in_a_ray_package_relative_runs_go_to_the_home_folder_and_a_line_says_so(
-    tmp_path: Path, text: str
-) -> None:
+def test_in_a_ray_package_relative_runs_go_to_the_home_folder_and_a_line_says_so(tmp_path: Path, text: str) -> None:
     package = tmp_path / "working_dir_files" / "_ray_pkg_0123456789abcdef"
     path = write(package / "jobs", text)
     (package / "pyproject.toml").touch()

@@ -69,13 +69,9 @@ def random_job(rng: random.Random, folder: Path) -> Job:
                 "channels": channels,
                 **some({"val": rng.choice([{"from_train": rng.uniform(0.01, 0.9)}, str(folder), None])}),
                 **some({"test": str(folder / rng.choice(WORDS)), "shuffle_labels": True, "lanes": 7}),
-                **some(
-                    {"augment": some({"flip": True, "cutout": 3, "resized_crop": [rng.random() or 1.0, 1]})}
-                ),
+                **some({"augment": some({"flip": True, "cutout": 3, "resized_crop": [rng.random() or 1.0, 1]})}),
                 **some({"mean": [rng.uniform(-1e-9, 1e9) for _ in range(channels)]}),
-                **some(
-                    {"expect": {"train_samples": rng.randint(1, 10**9), "classes": rng.randint(2, 10**4)}}
-                ),
+                **some({"expect": {"train_samples": rng.randint(1, 10**9), "classes": rng.randint(2, 10**4)}}),
             },
             "model": model,
             "objective": objective,
@@ -149,9 +145,7 @@ FREE = [
 
 
 @pytest.mark.parametrize("override", FREE)
-def test_what_does_not_decide_the_result_changes_neither_hash_nor_differences(
-    load: Any, override: str
-) -> None:
+def test_what_does_not_decide_the_result_changes_neither_hash_nor_differences(load: Any, override: str) -> None:
     plain, changed = load(), load(override)
     assert changed != plain
     assert job_sha256(changed) == job_sha256(plain)

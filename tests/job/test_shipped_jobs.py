@@ -76,9 +76,7 @@ def test_a_job_can_be_checked_and_described_without_its_data(path: Path) -> None
     classes, samples = known_classes(job), known_train_samples(job)
     assert classes is not None
     assert samples is not None
-    assert len(layer_shapes(job, classes)) >= (
-        job.cluster.stages if isinstance(job.cluster.stages, int) else 1
-    )
+    assert len(layer_shapes(job, classes)) >= (job.cluster.stages if isinstance(job.cluster.stages, int) else 1)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar10-cpu", "imagenet"])

@@ -56,9 +56,7 @@ class Cluster:
 
     def submit(self, *words: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
         command = [str(BIN / "ray"), "job", "submit", *words]
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
-        )
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout)
 
     def stop(self) -> None:
         # Its own session holds every process that it started, and nobody else's.
@@ -74,7 +72,10 @@ class Cluster:
         url = self.environment["RAY_API_SERVER_ADDRESS"]
         while time.monotonic() < until:
             done = subprocess.run(
-                [BIN / "ray", "job", "list", "--address", url], env=self.environment, capture_output=True, cwd=ROOT
+                [BIN / "ray", "job", "list", "--address", url],
+                env=self.environment,
+                capture_output=True,
+                cwd=ROOT,
             )
             if done.returncode == 0:
                 return

@@ -24,9 +24,7 @@ def summary_of(run: Path) -> dict[str, Any]:
 def layer_files(run: Path) -> dict[str, str]:
     """Name and hash of every layer file of the newest checkpoint."""
     newest = sorted((run / "checkpoints").glob("step_*"))[-1]
-    return {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(newest.glob("layer_*.safetensors"))
-    }
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(newest.glob("layer_*.safetensors"))}
 
 
 @pytest.fixture
