@@ -1,1 +1,91 @@
-"""Hyperspherical Forward-Forward: greedy, strictly local training of networks. Needs torch alone."""
+"""Hyperspherical Forward-Forward: greedy, strictly local training of networks. Needs torch alone.
+
+    import torch
+    from hff import GreedyNetwork, HeadOptions, VggOptions, build_layers, make_optimizer
+
+    layers = build_layers(VggOptions(widths=(32, 64)), (1, 8, 8), HeadOptions(num_classes=10), seed=0)
+    network = GreedyNetwork(layers)
+    optimizers = [make_optimizer(layer, "adamw", lr=1e-3) for layer in layers]
+    for images, labels in batches:
+        network.train_step(images, labels, optimizers)
+    classes = network.eval()(images).argmax(dim=1)
+
+`import hff` and `hff.shapes` do not import torch; the names below do when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hff.architectures import HeadOptions, build_layers
+    from hff.audit import LocalityError, LocalityReport, audit_locality
+    from hff.layers import LocalLayer
+    from hff.local import LocalUpdate, local_forward_backward, local_update, make_optimizer
+    from hff.network import GreedyNetwork
+    from hff.objectives import Head, LinearHead, PrototypeHead
+    from hff.randomness import derive_seed
+    from hff.schedules import learning_rate
+    from hff.shapes import HeadShape, LayerShape, MlpOptions, VggOptions, describe
+    from hff.sphere import margin_loss, normalise, prototype_scores
+
+_HOME = {
+    "GreedyNetwork": "network",
+    "Head": "objectives",
+    "HeadOptions": "architectures",
+    "HeadShape": "shapes",
+    "LayerShape": "shapes",
+    "LinearHead": "objectives",
+    "LocalLayer": "layers",
+    "LocalUpdate": "local",
+    "LocalityError": "audit",
+    "LocalityReport": "audit",
+    "MlpOptions": "shapes",
+    "PrototypeHead": "objectives",
+    "VggOptions": "shapes",
+    "audit_locality": "audit",
+    "build_layers": "architectures",
+    "derive_seed": "randomness",
+    "describe": "shapes",
+    "learning_rate": "schedules",
+    "local_forward_backward": "local",
+    "local_update": "local",
+    "make_optimizer": "local",
+    "margin_loss": "sphere",
+    "normalise": "sphere",
+    "prototype_scores": "sphere",
+}
+
+__all__ = [
+    "GreedyNetwork",
+    "Head",
+    "HeadOptions",
+    "HeadShape",
+    "LayerShape",
+    "LinearHead",
+    "LocalLayer",
+    "LocalUpdate",
+    "LocalityError",
+    "LocalityReport",
+    "MlpOptions",
+    "PrototypeHead",
+    "VggOptions",
+    "audit_locality",
+    "build_layers",
+    "derive_seed",
+    "describe",
+    "learning_rate",
+    "local_forward_backward",
+    "local_update",
+    "make_optimizer",
+    "margin_loss",
+    "normalise",
+    "prototype_scores",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hff' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"hff.{_HOME[name]}"), name)

@@ -21,7 +21,8 @@ def epoch_order(subset: Indices, *, seed: int, epoch: int, lanes: int, window: i
     n = len(subset)
     random = np.random.Generator(np.random.PCG64(derive_seed(seed, "order", epoch)))
     if n <= window:
-        return np.asarray(subset[random.permutation(n)])
+        shuffled: Indices = subset[random.permutation(n)]
+        return shuffled
     positions = _permuted_blocks(n, random)
     stretch = max(1, window // lanes)
     sizes = [n // lanes + (lane < n % lanes) for lane in range(lanes)]
@@ -34,7 +35,8 @@ def epoch_order(subset: Indices, *, seed: int, epoch: int, lanes: int, window: i
         rest += walked[n // lanes :].tolist()
         start += size
     dealt = np.concatenate([full.T.ravel(), np.array(rest, dtype=np.int64)])
-    return subset[dealt]
+    result: Indices = subset[dealt]
+    return result
 
 
 def _permuted_blocks(n: int, random: np.random.Generator) -> Indices:

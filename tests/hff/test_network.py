@@ -1,0 +1,228 @@
+"""Whole networks: what is built is what was described, layers are strictly local, votes are votes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hff import (
+    GreedyNetwork,
+    HeadOptions,
+    LocalityError,
+    MlpOptions,
+    VggOptions,
+    audit_locality,
+    build_layers,
+    describe,
+    learning_rate,
+    local_forward_backward,
+    local_update,
+    make_optimizer,
+)
+from hff.layers import LocalLayer
+from hff.network import vote_weights
+from hff.shapes import Options
+
+ARCHITECTURES: dict[str, tuple[Options, tuple[int, int, int]]] = {
+    "mlp": (MlpOptions(widths=(12, 9, 7), norm="layer"), (1, 4, 4)),
+    "mlp-without-norm": (MlpOptions(widths=(12, 9), norm="none"), (1, 4, 4)),
+    "vgg": (VggOptions(widths=(4, 6, 8), pool_after=(0, 2), head_grid=2), (3, 9, 9)),
+    "vgg-strided": (
+        VggOptions(widths=(4, 6), first_kernel=7, first_stride=2, norm="group", head_grid=3),
+        (3, 16, 16),
+    ),
+}
+HEADS = {
+    "hff": HeadOptions("prototype", 5, prototypes_per_class=3, margin=0.1),
+    "ce": HeadOptions("linear", 5),
+}
+EVERY = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def batch(shape: Sequence[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(6, *shape, generator=generator), torch.randint(5, (6,), generator=generator)
+
+
+@EVERY
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("grouping", [{}, {"block_size": 2}, {"end_to_end": True}])
+def test_what_is_described_is_what_is_built(architecture: str, head: str, grouping: dict[str, int]) -> None:
+    options, shape = ARCHITECTURES[architecture]
+    described = describe(options, shape, HEADS[head].shape, **grouping)
+    layers = build_layers(options, shape, HEADS[head], seed=0, **grouping)
+    x, _ = batch(shape)
+    assert len(layers) == len(described)
+    for layer, stated in zip(layers, described, strict=True):
+        layer.eval()
+        assert tuple(x.shape[1:]) == stated.input
+        with FlopCounterMode(display=False) as body:
+            y = layer(x)
+        with FlopCounterMode(display=False) as judged:
+            logits = layer.head(y)
+        assert tuple(y.shape[1:]) == stated.output
+        assert logits.shape == (6, 5)
+        assert sum(p.numel() for p in layer.body.parameters()) == stated.parameters
+        assert sum(p.numel() for p in layer.head.parameters()) == stated.head_parameters
+        assert sum(b.numel() for b in layer.buffers()) == stated.buffers
+        assert body.get_total_flops() == 6 * stated.forward_flops
+        assert judged.get_total_flops() == 6 * stated.head_flops
+        x = y
+
+
+@EVERY
+def test_a_stage_that_builds_its_own_layers_gets_the_bits_of_the_whole(architecture: str) -> None:
+    options, shape = ARCHITECTURES[architecture]
+    whole = build_layers(options, shape, HEADS["hff"], seed=4)
+    torch.manual_seed(99)
+    (alone,) = build_layers(options, shape, HEADS["hff"], seed=4, only=[1])
+    for name, value in whole[1].state_dict().items():
+        assert torch.equal(alone.state_dict()[name], value), name
+    (other,) = build_layers(options, shape, HEADS["hff"], seed=5, only=[1])
+    assert any(not torch.equal(a, b) for a, b in zip(other.parameters(), alone.parameters(), strict=True))
+
+
+@EVERY
+def test_every_architecture_passes_the_locality_audit(architecture: str) -> None:
+    options, shape = ARCHITECTURES[architecture]
+    network = GreedyNetwork(build_layers(options, shape, HEADS["hff"], seed=0))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    report = audit_locality(network, *batch(shape))
+    assert report.reached == tuple(
+        sum(p.numel() for p in layer.parameters() if p.requires_grad) for layer in network.layers
+    )
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items()), "the audit changed the network"
+
+
+class Leaky(GreedyNetwork):
+    """Hands on its output with the history still attached."""
+
+    def hand_on(self, y: torch.Tensor) -> torch.Tensor:
+        return y
+
+
+def test_the_audit_names_the_layers_of_a_missing_detach() -> None:
+    options, shape = ARCHITECTURES["vgg"]
+    network = Leaky(build_layers(options, shape, HEADS["hff"], seed=0))
+    with pytest.raises(LocalityError, match="loss of layer 1 reaches 3 parameters of layer 0"):
+        audit_locality(network, *batch(shape))
+
+
+def test_the_audit_finds_a_shared_parameter() -> None:
+    layers = build_layers(MlpOptions(widths=(16, 16)), (1, 4, 4), HEADS["ce"], seed=0)
+    layers[1].head = layers[0].head
+    with pytest.raises(LocalityError, match="layers 0 and 1 share a parameter"):
+        audit_locality(GreedyNetwork(layers), *batch((1, 4, 4)))
+
+
+def _one_step(layers: list[LocalLayer], x: torch.Tensor, targets: list[torch.Tensor]) -> None:
+    for layer, target in zip(layers, targets, strict=True):
+        optimizer = make_optimizer(layer, "adamw", lr=1e-2)
+        update = local_forward_backward(layer, x, target, count=len(target))
+        local_update(layer, optimizer)
+        x = update.output
+
+
+@EVERY
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_layer_does_not_notice_other_layers_targets(architecture: str, kept: int) -> None:
+    options, shape = ARCHITECTURES[architecture]
+    x, target = batch(shape)
+    shuffled = target.roll(1)
+    assert not torch.equal(target, shuffled)
+    plain = build_layers(options, shape, HEADS["hff"], seed=0)
+    disturbed = build_layers(options, shape, HEADS["hff"], seed=0)
+    _one_step(plain, x, [target] * len(plain))
+    _one_step(disturbed, x, [target if k == kept else shuffled for k in range(len(plain))])
+    for a, b in zip(plain[kept].parameters(), disturbed[kept].parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = 1 - kept
+    assert any(not torch.equal(a, b) for a, b in zip(plain[other].parameters(), disturbed[other].parameters()))
+
+
+def test_no_gradient_with_respect_to_a_layers_input_is_computed() -> None:
+    (layer,) = build_layers(VggOptions(widths=(4,)), (3, 8, 8), HEADS["hff"], seed=0)
+    x, target = batch((3, 8, 8))
+    with FlopCounterMode(display=False) as counted:
+        local_forward_backward(layer, x.requires_grad_(), target, count=6)
+    convolution = 6 * describe(VggOptions(widths=(4,)), (3, 8, 8), HEADS["hff"].shape)[0].forward_flops
+    backward = counted.get_flop_counts()["Global"][torch.ops.aten.convolution_backward]
+    assert backward == convolution, "the weight gradient costs one forward; an input gradient would add another"
+    assert x.grad is None
+
+
+def test_the_gradient_is_that_of_the_sum_divided_by_the_global_count() -> None:
+    x, target = batch((1, 4, 4))
+    options = MlpOptions(widths=(7,), norm="layer")
+    (one,) = build_layers(options, (1, 4, 4), HEADS["ce"], seed=0)
+    (two,) = build_layers(options, (1, 4, 4), HEADS["ce"], seed=0)
+    local_forward_backward(one, x, target, count=6)
+    for half in (slice(0, 2), slice(2, 6)):
+        local_forward_backward(two, x[half], target[half], count=6)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_votes_are_weighted_log_probabilities() -> None:
+    options, shape = ARCHITECTURES["vgg"]
+    layers = build_layers(options, shape, HEADS["hff"], seed=0)
+    x, _ = batch(shape)
+    weights = (0.5, 0.0, 2.0)
+    network = GreedyNetwork(layers, vote=weights).eval()
+    parts = [torch.log_softmax(logits, dim=1) for logits in network.layer_logits(x)]
+    torch.testing.assert_close(network(x), sum(w * p for w, p in zip(weights, parts, strict=True)))
+    last = GreedyNetwork(layers).eval()
+    assert torch.equal(last(x).argmax(1), network.layer_logits(x)[-1].argmax(1))
+    with pytest.raises(ValueError, match="3 weights"):
+        vote_weights([1.0, 2.0], 3)
+
+
+def test_weight_decay_spares_norms_biases_scales_and_prototypes() -> None:
+    (layer,) = build_layers(VggOptions(widths=(4,)), (3, 8, 8), HEADS["hff"], seed=0)
+    optimizer = make_optimizer(layer, "sgd", lr=0.1, weight_decay=0.5)
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
+    names = {n for n, p in layer.named_parameters() if id(p) in decayed}
+    assert names == {"body.0.weight"}
+
+
+def test_a_greedy_network_learns_a_separable_task() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(200) % 5
+    x = torch.randn(200, 1, 4, 4, generator=generator) * 0.3
+    x[torch.arange(200), 0, 0, target % 4] += 2.0 * (target < 4)
+    layers = build_layers(MlpOptions(widths=(32, 32)), (1, 4, 4), HEADS["hff"], seed=0)
+    network, optimizers = GreedyNetwork(layers), [make_optimizer(layer, "adamw", lr=1e-2) for layer in layers]
+    for _ in range(40):
+        network.train_step(x, target, optimizers)
+    assert (network.eval()(x).argmax(1) == target).float().mean() > 0.97
+
+
+def test_learning_rates_follow_their_schedules() -> None:
+    rates = [learning_rate(s, 100, base_lr=2.0, schedule="one-cycle") for s in range(100)]
+    assert max(rates) == pytest.approx(2.0)
+    assert rates.index(max(rates)) in (14, 15)
+    assert rates[-1] < 0.01
+    assert [learning_rate(s, 10, base_lr=1.0, schedule="constant", warmup_steps=4) for s in range(5)] == [
+        0.25, 0.5, 0.75, 1.0, 1.0,
+    ]  # fmt: skip
+    half = learning_rate(50, 100, base_lr=1.0, schedule="cosine")
+    assert half == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="constant, cosine, one-cycle"):
+        learning_rate(0, 1, base_lr=1.0, schedule="linear")
+
+
+def test_impossible_shapes_are_refused_with_the_layer() -> None:
+    with pytest.raises(ValueError, match="pooled to nothing after layer 2"):
+        describe(VggOptions(widths=(4, 4, 4), pool_after=(0, 1, 2)), (1, 4, 4), HEADS["ce"].shape)
+    with pytest.raises(ValueError, match="from 0 to 1, got 5"):
+        describe(VggOptions(widths=(4, 4), pool_after=(5,)), (1, 8, 8), HEADS["ce"].shape)
+
+
+def test_importing_hff_and_its_shapes_does_not_import_torch() -> None:
+    code = "import sys, hff, hff.shapes, hff.schedules, hff.randomness; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
