@@ -304,7 +304,7 @@ def _log_result(drive: Drive, assignment: Assignment) -> None:
     folder, uri = drive.folder, _uri(drive)
     newest, _ = checkpoint.newest_valid(folder)
     assert newest is not None, "a finished run has saved its last step"
-    description = network.description(drive.values, open_classes(drive.values, Path(drive.job.runs)))
+    description = network.description(drive.values, open_classes(drive.values["data"], Path(drive.job.runs)))
     plot = folder.path / "accuracy.svg"
     events, _ = folder.read_events()
     plot.write_text(accuracy_plot(events, assignment.layer_names), encoding="utf-8")

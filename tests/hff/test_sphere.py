@@ -56,11 +56,11 @@ def test_a_row_of_zeros_has_finite_gradients() -> None:
 
 def test_the_scale_stays_inside_its_bounds_however_far_it_is_pushed() -> None:
     head = PrototypeHead(4, 3, grid=1, scale=20.0, scale_min=16.0, scale_max=64.0)
-    assert float(head.scale) == pytest.approx(20.0, rel=1e-5)
+    assert head.scale.item() == pytest.approx(20.0, rel=1e-5)
     for pushed in (-1e3, 1e3):
         with torch.no_grad():
             head.raw_scale.fill_(pushed)
-        assert 16.0 <= float(head.scale) <= 64.0
+        assert 16.0 <= head.scale.item() <= 64.0
 
 
 def test_prototypes_are_unit_vectors_after_every_update() -> None:

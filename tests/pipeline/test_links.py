@@ -1,0 +1,192 @@
+"""Links between real threads and processes: same bits, bounded memory, and a neighbour's end is noticed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from orchestrator.pipeline import shm
+from orchestrator.pipeline.links import SLOTS, LinkError, LinkShape, Message, choose_transport, open_links
+from orchestrator.pipeline.mesh import Mesh
+
+SHAPE = LinkShape((4, 3, 2), torch.float32, max_batch=5, num_classes=7)
+Pair = tuple[shm.ShmSender, shm.ShmReceiver]
+
+
+def connect(shape: LinkShape, timeout_s: float = 20.0) -> Pair:
+    """Both ends in this process: the connection needs a thread on one side."""
+    token = uuid.uuid4().hex
+    listener = shm.listen(token, 0, 1)
+    made: list[shm.ShmReceiver] = []
+    thread = threading.Thread(target=lambda: made.append(shm.ShmReceiver(shape, listener, 0, timeout_s)))
+    thread.start()
+    sender = shm.ShmSender(shape, token, 0, 1, timeout_s)
+    thread.join()
+    return sender, made[0]
+
+
+@pytest.fixture
+def pair() -> Iterator[Callable[..., Pair]]:
+    opened: list[Any] = []
+
+    def make(shape: LinkShape = SHAPE, timeout_s: float = 20.0) -> Pair:
+        ends = connect(shape, timeout_s)
+        opened.extend(ends)
+        return ends
+
+    yield make
+    for end in opened:
+        end.close()
+
+
+def message(step: int, valid: int, shape: LinkShape = SHAPE, **flags: Any) -> Message:
+    generator = torch.Generator().manual_seed(step)
+    activation = torch.randn(valid, *shape.activation, generator=generator).to(shape.dtype)
+    if shape.memory_format == "channels_last":
+        activation = activation.contiguous(memory_format=torch.channels_last)
+    vote = torch.randn(valid, shape.num_classes, generator=generator) if flags.pop("vote", False) else None
+    target = torch.randint(7, (valid,), generator=generator)
+    defaults = {"kind": "train", "last": False, "stop": False}
+    return Message(step, **{**defaults, **flags}, activation=activation, target=target, vote=vote)
+
+
+def assert_same(got: Message, sent: Message) -> None:
+    assert (got.step, got.kind, got.last, got.stop) == (sent.step, sent.kind, sent.last, sent.stop)
+    assert torch.equal(got.activation, sent.activation)
+    assert got.activation.stride() == sent.activation.stride() or got.activation.numel() == 0
+    assert torch.equal(got.target, sent.target)
+    assert (got.vote is None) == (sent.vote is None)
+    if sent.vote is not None:
+        assert got.vote is not None
+        assert torch.equal(got.vote, sent.vote)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_messages_arrive_in_order_with_the_same_bits_and_strides(
+    pair: Callable[..., Pair], dtype: torch.dtype, memory_format: Any
+) -> None:
+    shape = LinkShape((4, 3, 2), dtype, 5, 7, memory_format)
+    sender, receiver = pair(shape)
+    sent = [
+        message(0, 5, shape),
+        message(1, 2, shape, vote=True, kind="eval", last=True),
+        message(2, 0, shape),
+        message(3, 5, shape, stop=True),
+        message(4, 1, shape),
+    ]
+    for one in sent:
+        sender.send(one)
+        assert_same(receiver.recv(), one)
+
+
+def test_a_sender_runs_ahead_until_the_ring_is_full_and_then_waits(pair: Callable[..., Pair]) -> None:
+    sender, receiver = pair(timeout_s=0.3)
+    for step in range(SLOTS):
+        sender.send(message(step, 5))
+    with pytest.raises(LinkError, match=r"rank 1 gave no free slot for 0.3 s \(cluster.timeout_s\)"):
+        sender.send(message(SLOTS, 5))
+    assert sender.waited_s >= 0.3
+    receiver.recv()
+    receiver.recv()  # gives the first slot back
+    sender.send(message(SLOTS, 5))
+    assert [receiver.recv().step for _ in range(SLOTS - 1)] == list(range(2, SLOTS + 1))
+
+
+def test_a_silent_neighbour_ends_in_an_error_that_names_it(pair: Callable[..., Pair]) -> None:
+    _, receiver = pair(timeout_s=0.2)
+    with pytest.raises(LinkError, match="rank 0 gave no activation for 0.2 s"):
+        receiver.recv()
+
+
+def test_a_batch_too_large_for_the_link_is_refused(pair: Callable[..., Pair]) -> None:
+    sender, _ = pair()
+    with pytest.raises(ValueError, match="a batch of 6 does not fit a link for 5"):
+        sender.send(message(0, 6))
+
+
+def _send_and_sleep(token: str) -> None:
+    sender = shm.ShmSender(SHAPE, token, 0, 1, 20.0)
+    sender.send(message(0, 5))
+    time.sleep(60)
+
+
+def test_a_killed_neighbour_is_noticed_at_once_and_leaves_nothing_behind() -> None:
+    before = set(Path("/dev/shm").iterdir())
+    token = uuid.uuid4().hex
+    listener = shm.listen(token, 0, 1)
+    child = multiprocessing.get_context("spawn").Process(target=_send_and_sleep, args=(token,))
+    child.start()
+    receiver = shm.ShmReceiver(SHAPE, listener, 0, 60.0)
+    assert_same(receiver.recv(), message(0, 5))
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(LinkError, match="rank 0 is gone"):
+        receiver.recv()
+    assert time.monotonic() - began < 2
+    child.join()
+    receiver.close()
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def _over_gloo(rank: int, port: int, results: Any) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=30))
+    incoming, outgoing = (SHAPE, None) if rank else (None, SHAPE)
+    receiver, sender = open_links(
+        Mesh(2, 1), rank, incoming, outgoing, transport="gloo", timeout_s=20.0, token="t", group=None
+    )
+    for step in range(8):
+        expected = message(step, 5 if step % 3 else 2, vote=step == 4, stop=step == 7)
+        if sender is not None:
+            sender.send(expected)
+        elif receiver is not None:
+            assert_same(receiver.recv(), expected)
+    for link in (sender, receiver):
+        if link is not None:
+            link.close()
+    dist.barrier()
+    dist.destroy_process_group()
+    results.put(rank)
+
+
+def test_messages_cross_gloo_with_the_same_bits() -> None:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    results = spawn.Queue()
+    workers = [spawn.Process(target=_over_gloo, args=(rank, port, results)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_the_transport_is_chosen_by_where_the_ends_are() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose_transport("auto", ("a", "a"), cpu, linux=True) == "shm"
+    assert choose_transport("auto", ("a", "b"), cpu, linux=True) == "p2p"
+    assert choose_transport("auto", ("a", "a"), gpu, linux=True) == "p2p"
+    assert choose_transport("auto", ("a", "a"), cpu, linux=False) == "p2p"
+    assert choose_transport("gloo", ("a", "a"), cpu, linux=True) == "p2p"
+    with pytest.raises(LinkError, match="shm joins CPU workers of one Linux host only"):
+        choose_transport("shm", ("a", "b"), cpu, linux=True)
