@@ -15,13 +15,9 @@ _OPEN_SHARDS = 128
 
 
 def header_checksum_is_right(header: bytes) -> bool:
-    """Whether a tar header's stated checksum is that of its bytes."""
-    field = header[148:156].split(b"\0")[0].strip()
-    try:
-        stated = int(field, 8)
-    except ValueError:
-        return False
-    return stated == sum(header[:148]) + 8 * 32 + sum(header[156:])
+    """Whether a tar header states its own checksum, in one of the three ways that tar writers use."""
+    total = sum(header[:148]) + 8 * 32 + sum(header[156:])
+    return header[148:156] in (b"%06o\0 " % total, b"%06o \0" % total, b"%07o\0" % total)
 
 
 class ShardReader:

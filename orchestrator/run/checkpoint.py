@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hff.layers import LocalLayer
 from orchestrator.errors import CheckpointError
-from orchestrator.run.folder import RunFolder, write_json
+from orchestrator.run.folder import RunFolder, write_atomically, write_json
 
 _STEP = re.compile(r"step_(\d{9})")
 _FORMAT = 1
@@ -93,18 +93,20 @@ def save_layer(where: Path, index: int, layer: LocalLayer, optimizer: torch.opti
     return [_entry(weights), _entry(state)]
 
 
+def _manifest_text(step: int, files: Iterable[FileEntry]) -> str:
+    """The manifest, byte for byte, with a hash of its own content: no flipped bit of it goes unseen."""
+    content = {"format": _FORMAT, "step": step, "files": [vars(e) for e in sorted(files, key=lambda e: e.name)]}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1) + "\n"
+
+
 def commit(folder: RunFolder, step: int, attempt: int, state: Mapping[str, Any], entries: Iterable[FileEntry]) -> Path:
     """Add state and manifest, then give the finished folder its name."""
     where = temporary_folder(folder, step, attempt)
     where.mkdir(parents=True, exist_ok=True)
     write_json(where / "state.json", dict(state))
     files = [*entries, _entry(where / "state.json")]
-    manifest = {
-        "format": _FORMAT,
-        "step": step,
-        "files": [vars(e) for e in sorted(files, key=lambda e: e.name)],
-    }
-    write_json(where / "manifest.json", manifest)
+    write_atomically(where / "manifest.json", _manifest_text(step, files))
     final = step_folder(folder, step)
     if final.exists():
         # The same step saved twice (a resumed run that had already saved it): the newer replaces the older.
@@ -127,8 +129,11 @@ def steps_found(folder: RunFolder) -> list[int]:
 def problems(where: Path) -> list[str]:
     """What is wrong with a checkpoint folder; empty when it is valid."""
     try:
-        manifest = json.loads((where / "manifest.json").read_text(encoding="utf-8"))
+        text = (where / "manifest.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)
         expected = [FileEntry(**entry) for entry in manifest["files"]]
+        if text != _manifest_text(manifest["step"], expected):
+            return ["manifest.json is damaged: its SHA-256 is not the one that it states"]
     except FileNotFoundError:
         return ["manifest.json is missing"]
     except (ValueError, KeyError, TypeError) as error:

@@ -13,7 +13,7 @@ import torch
 
 from hff.randomness import derive_seed
 from orchestrator.data.order import batch_bounds, epoch_order
-from orchestrator.errors import CheckpointError, OrchestratorError
+from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint, network
@@ -119,6 +119,12 @@ class Loop:
         if source is None or self.assignment.weights_only:
             return 0
         state = checkpoint.read_state(Path(source))
+        if state["steps_per_epoch"] != self.schedule.steps_per_epoch:
+            raise JobError(
+                f"cluster.workers: with {self.mesh.replicas} replicas an epoch has {self.schedule.steps_per_epoch} "
+                f"steps, the interrupted run had {state['steps_per_epoch']}: its last batch is too small for so many; "
+                "resume with as many replicas as before"
+            )
         self.samples_seen = state["samples_seen"]
         self.train_seconds = state["train_seconds"]
         if self._leads:
@@ -191,6 +197,7 @@ class Loop:
             state = {
                 "step": done,
                 "epoch": self.schedule.epoch(done),
+                "steps_per_epoch": self.schedule.steps_per_epoch,
                 "samples_seen": self.samples_seen,
                 "train_seconds": self.train_seconds,
                 "attempt": attempt,

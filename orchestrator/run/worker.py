@@ -18,6 +18,7 @@ from orchestrator.errors import EXIT_OTHER, OrchestratorError
 from orchestrator.pipeline.links import LinkError, LinkShape, Receiver, Sender, open_links
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage
+from orchestrator.pipeline.sync_norm import synchronise_norms
 from orchestrator.run import checkpoint, network
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Normalise, open_datasets
@@ -113,6 +114,9 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
             state = None if assignment.weights_only else optimizer
             checkpoint.load_layer(Path(assignment.resume_from), first + i, layer, state)
     peers = _replica_group(mesh, stage_index)
+    if peers is not None:
+        for layer in layers:
+            synchronise_norms(layer, peers)
     receiver, sender = _links(assignment, mesh, context.rank, device, control)
     stage = Stage(
         first=first,

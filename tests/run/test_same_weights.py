@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Command, environment
 
@@ -21,10 +23,14 @@ def summary_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").glob("step_*"))[-1]
+
+
 def layer_files(run: Path) -> dict[str, str]:
     """Name and hash of every layer file of the newest checkpoint."""
-    newest = sorted((run / "checkpoints").glob("step_*"))[-1]
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(newest.glob("layer_*.safetensors"))}
+    files = sorted(newest(run).glob("layer_*.safetensors"))
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def test_one_worker_two_stages_and_torchrun_give_the_same_bits_and_another_seed_
 ) -> None:
     alone = trained("alone")
     piped = trained("piped", "cluster.workers=2", "cluster.stages=2")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     launched = trained("launched", "cluster.workers=2", "cluster.stages=2", prefix=torchrun)
     reference = summary_of(alone)
     for other in (piped, launched):
@@ -58,6 +64,33 @@ def test_one_worker_two_stages_and_torchrun_give_the_same_bits_and_another_seed_
     other_seed = summary_of(trained("other", "train.seed=1"))
     assert other_seed["weights_sha256"] != reference["weights_sha256"]
     assert other_seed["order_sha256"] != reference["order_sha256"]
+
+
+def test_replicas_in_float64_agree_with_one_process_to_the_order_of_sums(trained: Callable[..., Path]) -> None:
+    """Batch norm, gradients and a ragged last batch over two data-parallel workers; BP and local alike."""
+    for objective in ("{name: hff}", "{name: bp}"):
+        name = objective[7:-1]
+        settings = ("train.precision=float64", f"objective={objective}")
+        alone = trained(f"{name}-alone", *settings)
+        together = trained(f"{name}-replicas", *settings, "cluster.workers=2", "cluster.stages=1")
+        assert summary_of(together)["replicas"] == [2]
+        assert summary_of(together)["order_sha256"] == summary_of(alone)["order_sha256"]
+        files = sorted(p.name for p in newest(alone).glob("layer_*.safetensors"))
+        for name_of_file in files:
+            ours, theirs = (load_file(newest(run) / name_of_file) for run in (alone, together))
+            assert ours.keys() == theirs.keys()
+            for key, value in ours.items():
+                difference = (value.double() - theirs[key].double()).abs().max()
+                assert difference <= 1e-9 * value.abs().max(), f"{name_of_file} {key}: {difference}"
+
+
+def test_a_sequential_run_trains_one_layer_after_the_other_also_as_a_pipeline(trained: Callable[..., Path]) -> None:
+    settings = ("train.schedule=sequential", "train.epochs=1")
+    alone = trained("one", *settings)
+    piped = trained("two", *settings, "cluster.workers=2", "cluster.stages=2")
+    assert summary_of(alone)["steps"] == 3 * 14
+    assert summary_of(piped)["weights_sha256"] == summary_of(alone)["weights_sha256"]
+    assert all(layer["val_top1"] > 0.5 for layer in summary_of(piped)["layers"])
 
 
 def test_a_run_stopped_by_sigterm_in_mid_epoch_goes_on_to_the_same_weights(

@@ -1,0 +1,91 @@
+"""Batch normalisation over all replicas of a stage, on CPU and GPU (torch's own refuses CPU tensors)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _SumOverReplicas(torch.autograd.Function):
+    """A sum over all replicas; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm1d or 2d whose statistics are those of the whole batch of a stage.
+
+    Same parameters, buffers and names as the norm that it replaces, so checkpoints do not know the difference.
+    Mean first, then the centred square: as exact as one process up to the order of sums.
+    """
+
+    group: dist.ProcessGroup
+
+    @classmethod
+    def of(cls, norm: _BatchNorm, group: dist.ProcessGroup) -> SyncBatchNorm:
+        """Take over the very parameters and buffers of `norm`."""
+        made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        made.weight, made.bias = norm.weight, norm.bias
+        made.running_mean, made.running_var = norm.running_mean, norm.running_var
+        made.num_batches_tracked = norm.num_batches_tracked
+        made.group = group
+        return made
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 4):
+            raise ValueError(f"expected (B, C) or (B, C, H, W), got {input.dim()} dimensions")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        x = input if input.dtype == torch.float64 else input.float()
+        over = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        count = torch.tensor([x.numel() // x.shape[1]], dtype=x.dtype, device=x.device)
+        sums = self._over_replicas(torch.cat([x.sum(over), count]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        centred = x - mean.view(shape)
+        variance = self._over_replicas((centred * centred).sum(over)) / count
+        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        y = centred * scale.view(shape) + self.bias.view(shape)
+        return y.to(input.dtype)
+
+    def _over_replicas(self, x: Tensor) -> Tensor:
+        total: Tensor = _SumOverReplicas.apply(x, self.group)
+        return total
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased, momentum)
+
+
+def synchronise_norms(module: nn.Module, group: dist.ProcessGroup) -> None:
+    """Replace every batch norm inside `module` by one over the replicas of `group`, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            setattr(module, name, SyncBatchNorm.of(child, group))
+        else:
+            synchronise_norms(child, group)

@@ -1,0 +1,210 @@
+"""Checkpoints: whole or never loaded, the newest whole one counts, and the ledger proves the order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update, make_optimizer
+from orchestrator.errors import CheckpointError, JobError, OrchestratorError
+from orchestrator.run import checkpoint, prepare
+from orchestrator.run.folder import Lease, RunFolder
+from orchestrator.run.ledger import Ledger, chain
+from orchestrator.run.schedule import make_schedule
+
+
+def trained_layer(steps: int = 3) -> tuple[LocalLayer, torch.optim.Optimizer]:
+    (layer,) = build_layers(VggOptions(widths=(4,)), (3, 8, 8), HeadOptions(num_classes=3), seed=0)
+    layer.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(layer, "adamw", lr=1e-2)
+    for seed in range(steps):
+        step(layer, optimizer, seed)
+    return layer, optimizer
+
+
+def step(layer: LocalLayer, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, 3, 8, 8, generator=generator)
+    local_forward_backward(layer, x, torch.tensor([0, 1, 2, 1]), count=4)
+    local_update(layer, optimizer)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "a")
+
+
+def save(folder: RunFolder, at: int) -> Path:
+    layer, optimizer = trained_layer(1)
+    entries = checkpoint.save_layer(checkpoint.temporary_folder(folder, at, 1), 0, layer, optimizer)
+    return checkpoint.commit(folder, at, 1, {"step": at}, entries)
+
+
+def test_a_restored_layer_goes_on_bit_for_bit(folder: RunFolder) -> None:
+    layer, optimizer = trained_layer()
+    entries = checkpoint.save_layer(checkpoint.temporary_folder(folder, 3, 1), 0, layer, optimizer)
+    where = checkpoint.commit(folder, 3, 1, {"step": 3}, entries)
+    restored, its_optimizer = trained_layer(0)
+    checkpoint.load_layer(where, 0, restored, its_optimizer)
+    for seed in (10, 11):
+        step(layer, optimizer, seed)
+        step(restored, its_optimizer, seed)
+    assert checkpoint.layer_sha256(restored) == checkpoint.layer_sha256(layer)
+    assert sorted(p.name for p in where.iterdir()) == [
+        "layer_00.optim.safetensors", "layer_00.safetensors", "manifest.json", "state.json",
+    ]  # fmt: skip
+
+
+def test_the_hash_of_weights_changes_with_any_bit_and_with_the_order_of_layers() -> None:
+    layer, _ = trained_layer(0)
+    before = checkpoint.layer_sha256(layer)
+    with torch.no_grad():
+        weight = next(layer.parameters())
+        first = weight[0, 0, 0, 0]
+        weight[0, 0, 0, 0] = torch.nextafter(first, first + 1)
+    after = checkpoint.layer_sha256(layer)
+    assert after != before
+    assert checkpoint.weights_sha256([before, after]) != checkpoint.weights_sha256([after, before])
+
+
+def test_no_flipped_bit_and_no_truncation_of_any_file_is_ever_loaded(folder: RunFolder) -> None:
+    save(folder, 1)
+    where = save(folder, 2)
+    dice = np.random.default_rng(0)
+    for path in sorted(where.iterdir()):
+        whole = path.read_bytes()
+        damages = [whole[: int(dice.integers(len(whole)))] for _ in range(5)]
+        for _ in range(15):
+            flipped = bytearray(whole)
+            flipped[int(dice.integers(len(whole)))] ^= 1 << int(dice.integers(8))
+            damages.append(bytes(flipped))
+        for damage in damages:
+            path.write_bytes(damage)
+            newest, warnings = checkpoint.newest_valid(folder)
+            assert newest == checkpoint.step_folder(folder, 1)
+            assert path.name in warnings[0]
+        path.write_bytes(whole)
+    assert checkpoint.newest_valid(folder) == (where, [])
+
+
+def test_when_every_checkpoint_is_damaged_nothing_starts_afresh_silently(folder: RunFolder) -> None:
+    for at in (1, 2):
+        (save(folder, at) / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole(.|\n)*--resume never") as caught:
+        checkpoint.newest_valid(folder)
+    assert caught.value.exit_code == 4
+
+
+def test_a_save_killed_at_any_point_before_its_rename_is_never_seen(folder: RunFolder) -> None:
+    done = save(folder, 1)
+    whole = save(folder, 2)
+    files = sorted(whole.iterdir(), key=lambda p: p.stat().st_mtime_ns)
+    for written in range(len(files) + 1):
+        torn = checkpoint.temporary_folder(folder, 3, 2)
+        torn.mkdir()
+        for path in files[:written]:
+            shutil.copy(path, torn)
+        assert checkpoint.newest_valid(folder)[0] == whole
+        checkpoint.remove_leftovers(folder)
+        assert not torn.exists()
+    assert done.exists()
+
+
+def test_old_checkpoints_are_pruned_and_the_newest_kept(folder: RunFolder) -> None:
+    for at in (1, 2, 3, 4):
+        save(folder, at)
+    checkpoint.prune(folder, 2)
+    assert checkpoint.steps_found(folder) == [3, 4]
+
+
+def test_a_file_that_does_not_fit_the_layer_is_named(folder: RunFolder) -> None:
+    where = save(folder, 1)
+    (other,) = build_layers(VggOptions(widths=(5,)), (3, 8, 8), HeadOptions(num_classes=3), seed=0)
+    with pytest.raises(CheckpointError, match=r"layer_00.safetensors: does not fit layer 0"):
+        checkpoint.load_layer(where, 0, other)
+
+
+def test_resume_must_without_a_checkpoint_is_an_error(folder: RunFolder) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        prepare.next_attempt(folder, "must")
+
+
+def test_a_ledger_restored_in_mid_epoch_ends_like_one_that_never_stopped() -> None:
+    keys = [f"{i:04d}" for i in range(20)]
+    whole, part = Ledger(), Ledger()
+    whole.consume(keys[:8])
+    whole.end_epoch()
+    whole.consume(keys[8:], skipped=["0003"])
+    part.consume(keys[:8])
+    part.end_epoch()
+    part.consume(keys[8:13], skipped=[])
+    state = json.loads(json.dumps(part.state()))
+    restored = Ledger.restored(state, lambda n: keys[8 : 8 + n])
+    restored.consume(keys[13:], skipped=["0003"])
+    for ledger in (whole, restored):
+        ledger.end_epoch()
+    assert restored.state() == whole.state()
+    assert restored.epochs == whole.epochs
+    with pytest.raises(ValueError, match="order of the samples"):
+        Ledger.restored(state, lambda n: keys[7 : 7 + n])
+
+
+def test_the_order_is_chained_key_by_key() -> None:
+    assert chain(chain("00" * 32, ["a"]), ["b", "c"]) == chain("00" * 32, ["a", "b", "c"])
+    assert chain("00" * 32, ["a", "b"]) != chain("00" * 32, ["b", "a"])
+
+
+def test_one_driver_per_run(folder: RunFolder) -> None:
+    with Lease(folder), pytest.raises(OrchestratorError, match=r"already being driven by process \d+ on") as caught:
+        Lease(folder).__enter__()
+    assert caught.value.exit_code == 1
+    with Lease(folder):
+        pass
+
+
+def test_a_replaced_run_is_renamed_not_deleted(folder: RunFolder) -> None:
+    save(folder, 1)
+    renamed = folder.set_aside()
+    assert renamed is not None
+    assert not folder.path.exists()
+    assert checkpoint.newest_valid(RunFolder(renamed))[0] is not None
+
+
+TRAIN = {
+    "epochs": 3, "steps": None, "samples": None, "global_batch_size": 10, "schedule": "simultaneous", "lr": 1.0,
+    "lr_schedule": "constant", "warmup_epochs": None, "warmup_steps": None, "eval_every_epochs": 2,
+}  # fmt: skip
+SAVING = {"every_steps": 4, "every_epochs": 1, "keep_last": 2}
+
+
+def test_a_schedule_says_what_every_step_does() -> None:
+    schedule = make_schedule(TRAIN, SAVING, steps_per_epoch=5, layers=3)
+    assert (schedule.total_steps, schedule.epochs) == (15, 3)
+    assert [n for n in range(1, 16) if schedule.saves(n)] == [4, 5, 8, 10, 12, 15]
+    assert [n for n in range(1, 16) if schedule.ends_epoch(n)] == [5, 10, 15]
+    assert [n for n in range(1, 16) if schedule.evaluates(n)] == [10]
+    assert schedule.trained(7) is None
+    by_samples = make_schedule({**TRAIN, "epochs": None, "samples": 41}, SAVING, steps_per_epoch=5, layers=3)
+    assert by_samples.total_steps == 5
+
+
+def test_a_sequential_schedule_trains_one_layer_at_a_time() -> None:
+    schedule = make_schedule({**TRAIN, "schedule": "sequential"}, SAVING, steps_per_epoch=5, layers=2)
+    assert schedule.total_steps == 30
+    assert [schedule.trained(step) for step in (0, 14, 15, 29)] == [0, 0, 1, 1]
+    assert [schedule.depth(done, 2) for done in (5, 15, 16, 30)] == [1, 1, 2, 2]
+
+
+def test_another_job_under_the_same_name_is_refused_with_the_difference(folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True)
+    folder.job.write_text("name: a\ndata: {train: x}\ntrain: {lr: 0.1}\ncluster: {workers: 1}\n")
+    same = {"name": "a", "data": {"train": "y"}, "train": {"lr": 0.1}, "cluster": {"workers": 8}}
+    prepare.refuse_changes(folder, same)
+    with pytest.raises(JobError, match=r"train.lr: was 0.1, is 0.2") as caught:
+        prepare.refuse_changes(folder, {**same, "train": {"lr": 0.2}})
+    assert caught.value.exit_code == 2

@@ -1,0 +1,53 @@
+"""What is done after a failure, and in which order its causes are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from orchestrator.launch.restart import Failure, next_action
+from orchestrator.run.folder import RunFolder
+from orchestrator.run.worker import first_failure
+
+
+def failure(step: int | None = 3, message: str = "it broke", **changes: object) -> Failure:
+    values = {"step": step, "message": message, "traceback": "", "exit_code": 1, "final": False, "others": ()}
+    return Failure(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_failure_is_retried_until_the_budget_is_spent() -> None:
+    failures = [failure(step=1), failure(step=5)]
+    assert not next_action(failures, max_failures=2).stop
+    assert next_action([*failures, failure(step=9)], max_failures=2).stop
+    assert next_action([failure()], max_failures=0).stop
+
+
+def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time() -> None:
+    action = next_action([failure(), failure(step=8), failure()], max_failures=100)
+    assert action.stop
+    assert "same failure at the same step" in action.why
+
+
+def test_bad_data_is_not_retried() -> None:
+    assert next_action([failure(final=True, exit_code=3)], max_failures=100).stop
+
+
+def test_the_error_tells_the_first_cause_first_and_keeps_its_exit_code() -> None:
+    error = failure(exit_code=3, traceback="Traceback ...", others=("worker 1: LinkError: gone",)).error("Stopping.")
+    lines = str(error).splitlines()
+    assert lines[0] == "it broke"
+    assert lines[-1] == "First cause: it broke (at step 3)"
+    assert lines.index("  then worker 1: LinkError: gone") > lines.index("Traceback ...")
+    assert error.exit_code == 3
+
+
+def test_the_worker_that_failed_first_is_named_before_those_that_lost_a_neighbour(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "failures").mkdir()
+    for rank, (when, consequence) in enumerate([(1.0, True), (3.0, False), (2.0, False), (0.5, True)]):
+        report = {"rank": rank, "time": when, "consequence": consequence}
+        folder.failure_file(2, rank).write_text(json.dumps(report))
+    first, others = first_failure(folder, 2)
+    assert first is not None
+    assert [first["rank"], *(r["rank"] for r in others)] == [2, 1, 3, 0]
+    assert first_failure(folder, 1) == (None, [])
