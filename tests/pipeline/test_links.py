@@ -107,7 +107,7 @@ def test_a_sender_runs_ahead_until_the_ring_is_full_and_then_waits(pair: Callabl
 
 def test_a_silent_neighbour_ends_in_an_error_that_names_it(pair: Callable[..., Pair]) -> None:
     _, receiver = pair(timeout_s=0.2)
-    with pytest.raises(LinkError, match="rank 0 gave no activation for 0.2 s"):
+    with pytest.raises(LinkError, match=r"rank 0 gave no activation for 0\.2 s"):
         receiver.recv()
 
 

@@ -1,0 +1,115 @@
+"""The command line as a user calls it: exit codes, messages, and how fast the light commands answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+from tests.conftest import ROOT, Command
+
+
+def test_help_is_fast_and_shows_examples(orchestrator: Command) -> None:
+    began = time.monotonic()
+    result = orchestrator("--help")
+    assert result.returncode == 0
+    assert "orchestrator run jobs/quickstart.yaml" in result.stdout
+    assert "exit codes:" in result.stdout
+    assert time.monotonic() - began < 2
+
+
+def test_check_answers_offline_in_two_seconds_without_torch() -> None:
+    code = (
+        "import sys; from orchestrator.cli import main; code = main(['check', 'jobs/imagenet.yaml']); "
+        "heavy = {'torch', 'ray', 'mlflow'} & set(sys.modules); sys.exit(code or len(heavy))"
+    )
+    began = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert time.monotonic() - began < 2
+
+
+def test_plan_of_imagenet_names_what_each_of_eight_stages_does_without_torch(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    code = (
+        "import sys; from orchestrator.cli import main; "
+        f"code = main(['plan', 'jobs/imagenet.yaml', '--workers', '8', '--json', {str(out)!r}]); "
+        "sys.exit(code or len({'torch', 'ray', 'mlflow'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(out.read_text())
+    assert plan["steps_per_epoch"] == -(-1_281_167 // plan["global_batch_size"])
+    assert len(plan["stages"]) == 8
+    assert set(plan["stages"][0]) == {
+        "index", "layers", "replicas", "parameters", "memory_bytes", "compute_share", "bytes_sent_per_step",
+    }  # fmt: skip
+    assert sum(stage["compute_share"] for stage in plan["stages"]) == pytest.approx(1)
+    assert all(stage["bytes_sent_per_step"] > 0 for stage in plan["stages"][:-1])
+
+
+def test_several_numbers_of_workers_give_a_list_of_plans(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    assert main(["plan", str(ROOT / "jobs/imagenet.yaml"), "--workers", "1,2", "--json", str(out)]) == 0
+    assert [plan["workers"] for plan in json.loads(out.read_text())] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["launch"], "invalid choice: 'launch'"),
+        (["run"], "the following arguments are required: JOB"),
+        (["run", "jobs/quickstart.yaml", "--resume", "maybe"], "invalid choice: 'maybe'"),
+        (["run", "jobs/quickstart.yaml", "--seeds", "1,x"], "--seeds: must be different whole numbers >= 0"),
+        (["plan", "jobs/imagenet.yaml", "--workers", "0"], "--workers: must be different whole numbers >= 1"),
+        (["plan", "jobs/imagenet.yaml", "--workers", "7", "--set", "cluster.stages=8"], "nearest: 8"),
+        (["report", "jobs"], "jobs: not a run folder"),
+        (["runs", "ls", "nowhere"], "nowhere: no such folder of runs"),
+    ],
+)
+def test_a_bad_command_says_what_is_wrong_and_exits_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_bad_job_ends_with_its_message_alone_and_exit_code_2(orchestrator: Command) -> None:
+    result = orchestrator("run", "jobs/quickstart.yaml", "--set", "train.lr=-1")
+    assert result.returncode == 2
+    assert result.stderr.strip() == "--set: train.lr: must be > 0, got -1"
+    assert result.stdout == ""
+
+
+def test_data_that_are_not_there_are_exit_code_3_with_the_remedy(
+    tiny_job: Callable[..., Path], orchestrator: Command, tmp_path: Path
+) -> None:
+    flags = ["--set", f"data={{train: {tmp_path / 'nothing'}, image_size: 8, channels: 1}}"]
+    result = orchestrator("run", tiny_job(), *flags)
+    assert result.returncode == 3
+    assert "data.train:" in result.stderr
+    assert "orchestrator data pack SOURCE" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_resume_must_without_a_checkpoint_is_exit_code_4(tiny_job: Callable[..., Path], orchestrator: Command) -> None:
+    result = orchestrator("run", tiny_job(), "--resume", "must")
+    assert result.returncode == 4
+    assert "there is no checkpoint to resume from" in result.stderr
+
+
+def test_gpus_that_are_not_there_are_refused(tiny_job: Callable[..., Path], orchestrator: Command) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = orchestrator("run", tiny_job(), "--set", "cluster.use_gpu=true")
+    assert result.returncode == 2
+    assert "cluster.use_gpu: must be false here" in result.stderr

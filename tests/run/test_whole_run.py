@@ -1,0 +1,232 @@
+"""One small run from the command line to MLflow and back: files, metrics, model, report, and running it again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.data.index import open_index
+from orchestrator.data.reader import ShardReader
+from tests.conftest import ROOT, TINY_JOB, Command, environment
+
+SUMMARY_KEYS = {
+    "name", "kind", "status", "run_id", "seed", "epochs", "steps", "samples_seen", "samples_per_epoch",
+    "val_top1", "val_top5", "test_top1", "test_top5", "layers", "images_per_second", "wall_seconds", "world_size",
+    "stages", "replicas", "pipeline_efficiency", "peak_memory_bytes", "attempts", "attempt_steps",
+    "skipped_samples", "weights_sha256", "sample_keys_sha256", "order_sha256", "job_sha256", "index_sha256",
+    "git_commit", "versions",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A finished run with two stages, its summary file and what it printed."""
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("whole")
+    job = folder / "tiny.yaml"
+    job.write_text(TINY_JOB.format(name="tiny", runs=folder / "runs"))
+    flags = ["--set", "cluster.workers=2", "--set", "cluster.stages=2", "--set", "train.epochs=4"]
+    command = [sys.executable, "-m", "orchestrator", "run", str(job), *flags, "--summary", str(folder / "s.json")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {
+        "folder": folder, "job": job, "flags": flags, "run": folder / "runs" / "tiny", "out": done.stdout,
+        "err": done.stderr, "summary": json.loads((folder / "s.json").read_text()),
+    }  # fmt: skip
+
+
+def test_the_summary_is_complete_and_true(finished: dict[str, Any]) -> None:
+    s = finished["summary"]
+    assert set(s) == SUMMARY_KEYS
+    assert (s["status"], s["kind"], s["epochs"], s["steps"]) == ("finished", "train", 4, 4 * 14)
+    assert s["samples_per_epoch"] == 1797 - 450
+    assert s["samples_seen"] == 4 * s["samples_per_epoch"]
+    assert len(s["sample_keys_sha256"]) == 4
+    assert len(set(s["sample_keys_sha256"])) == 1, "every epoch consumes the same samples"
+    assert s["val_top1"] > 0.9
+    assert s["val_top1"] == s["layers"][-1]["val_top1"]
+    assert s["attempt_steps"] == [[0, 56]]
+    assert 0 < s["pipeline_efficiency"] <= 1
+    assert len(s["peak_memory_bytes"]) == s["world_size"] == 2
+    assert json.loads((finished["run"] / "summary.json").read_text()) == s
+
+
+def test_the_keys_consumed_are_those_of_the_index(finished: dict[str, Any]) -> None:
+    import hashlib
+
+    from orchestrator.data.split import split_from_train
+
+    index = open_index(finished["folder"] / "runs" / ".data" / "digits")
+    train, _ = split_from_train(index, 0.25)
+    expected = hashlib.sha256("\n".join(sorted(index.keys(train))).encode()).hexdigest()
+    assert finished["summary"]["sample_keys_sha256"][0] == expected
+    assert finished["summary"]["index_sha256"] == index.sha256
+
+
+def test_the_terminal_shows_plan_epochs_result_and_where_to_look_next(finished: dict[str, Any]) -> None:
+    out = finished["out"]
+    for words in ("Plan of tiny: 2 workers, 2 stages", "Estimated balance", "epoch   1/4", "images/s",
+                  "Result of tiny", "val top-1", "orchestrator report", "mlflow ui --backend-store-uri"):  # fmt: skip
+        assert words in out, words
+    assert "\x1b" not in out, "escape codes do not belong into a file"
+    assert finished["err"] == ""
+
+
+def test_mlflow_has_parameters_metrics_tags_and_artifacts(finished: dict[str, Any]) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished['folder'] / 'runs' / 'mlflow.db'}")
+    run = client.get_run(finished["summary"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.lr"] == "0.005"
+    assert not any(key.startswith(("cluster.", "tracking.", "checkpoint.")) for key in run.data.params)
+    assert run.data.tags["attempt.1.cluster.workers"] == "2"
+    assert run.data.tags["job.kind"] == "train"
+    for metric in ("train/loss", "train/images_per_second", "val/top1", "val/top5", "layer/00/val_top1",
+                   "layer/02/train_loss", "stage/0/busy_fraction", "stage/1/busy_fraction"):  # fmt: skip
+        assert metric in run.data.metrics, metric
+    assert run.data.metrics["val/top1"] == pytest.approx(finished["summary"]["val_top1"])
+    steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps == [14, 28, 42, 56]
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"summary.json", "job.yaml", "accuracy.svg"}
+
+
+def test_the_logged_network_loads_without_pickle_and_predicts_like_eval(
+    finished: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{finished['folder'] / 'runs' / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    experiment = MlflowClient(uri).get_experiment_by_name("orchestrator")
+    (logged,) = mlflow.search_logged_models([experiment.experiment_id], output_format="list")
+    model = mlflow.pyfunc.load_model(logged.model_uri)
+    index = open_index(finished["folder"] / "runs" / ".data" / "digits")
+    from orchestrator.data.decode import decode
+    from orchestrator.data.split import split_from_train
+
+    _, val = split_from_train(index, 0.25)
+    files = [ShardReader(index).read(int(i))[2] for i in val]
+    images = np.stack([decode(data, image_size=8, channels=1) for data in files])
+    scores = model.predict(images)
+    assert scores.shape == (len(val), 10)
+    right = (scores.argmax(axis=1) == index.labels[val]).mean()
+    assert right == pytest.approx(finished["summary"]["val_top1"])
+    inner = model.unwrap_python_model()
+    assert np.array_equal(inner.predict(None, files[:20]).argmax(1), scores[:20].argmax(1))
+    with pytest.raises(ValueError, match=r"must be uint8 of shape \(N, 8, 8, 1\)"):
+        inner.predict(None, np.zeros((2, 9, 9, 1), dtype=np.uint8))
+    folder = Path(mlflow.artifacts.download_artifacts(logged.model_uri))
+    assert not [p for p in folder.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+
+
+def test_running_it_again_says_that_it_is_finished_and_rewrites_the_summary(
+    finished: dict[str, Any], orchestrator: Command
+) -> None:
+    again = finished["folder"] / "again.json"
+    result = orchestrator("run", finished["job"], *finished["flags"], "--summary", again)
+    assert result.returncode == 0
+    assert "is finished already" in result.stdout
+    assert json.loads(again.read_text()) == finished["summary"]
+    changed = orchestrator("run", finished["job"], *finished["flags"], "--set", "train.lr=0.5")
+    assert changed.returncode == 2
+    assert "train.lr: was 0.005, is 0.5" in changed.stderr
+
+
+def test_eval_gives_the_accuracy_of_the_summary(finished: dict[str, Any], orchestrator: Command) -> None:
+    out = finished["folder"] / "eval.json"
+    result = orchestrator("eval", finished["run"], "--json", out)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(out.read_text())
+    assert found["top1"] == pytest.approx(finished["summary"]["val_top1"])
+    assert found["layer_top1"] == pytest.approx([x["val_top1"] for x in finished["summary"]["layers"]])
+
+
+def test_runs_are_listed_shown_and_verified(finished: dict[str, Any], orchestrator: Command) -> None:
+    listing = orchestrator("runs", "ls", finished["run"].parent)
+    assert "tiny" in listing.stdout
+    assert "finished" in listing.stdout
+    shown = orchestrator("runs", "show", finished["run"])
+    assert "checkpoint at step 56: valid" in shown.stdout
+    assert orchestrator("runs", "verify", finished["run"]).returncode == 0
+    assert orchestrator("runs", "replay", finished["run"]).returncode == 0
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(finished: dict[str, Any], orchestrator: Command) -> None:
+    page = finished["folder"] / "page.html"
+    result = orchestrator("report", finished["run"], "--out", page)
+    assert result.returncode == 0, result.stderr
+    text = page.read_text()
+    for words in ("Accuracy of each layer over epochs", "Confusion of the final network", "conv0", "weights_sha256"):
+        assert words in text, words
+    for forbidden in ("<script", "src=", "@import", "url(", 'href="http'):
+        assert forbidden not in text, forbidden
+    assert text.count("<svg") >= 5
+    from html.parser import HTMLParser
+
+    class Balanced(HTMLParser):
+        open_tags: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            if tag not in ("meta", "line", "circle", "rect", "polyline", "br"):
+                self.open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            if self.open_tags and self.open_tags[-1] == tag:
+                self.open_tags.pop()
+
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open_tags == []
+
+
+def test_training_with_shuffled_labels_stays_at_chance(tiny_job: Callable[..., Path], orchestrator: Command) -> None:
+    data = "{train: digits, val: {from_train: 0.25}, image_size: 8, channels: 1, shuffle_labels: true}"
+    job = tiny_job("control")
+    result = orchestrator("run", job, "--set", f"data={data}", "--summary", job.with_suffix(".json"))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(job.with_suffix(".json").read_text())["val_top1"] < 0.2
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
+    tiny_job: Callable[..., Path], orchestrator: Command, tmp_path: Path
+) -> None:
+    job, run = tiny_job("damaged"), tmp_path / "runs" / "damaged"
+    whole = orchestrator("run", job, "--set", "train.epochs=3", "--set", "checkpoint.keep_last=3")
+    assert whole.returncode == 0, whole.stderr
+    reference = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").unlink()
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    data = bytearray((newest / "layer_01.safetensors").read_bytes())
+    data[-1] ^= 1
+    (newest / "layer_01.safetensors").write_bytes(data)
+    resumed = orchestrator("run", job, "--set", "train.epochs=3", "--set", "checkpoint.keep_last=3")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "layer_01.safetensors is damaged" in resumed.stdout
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["weights_sha256"] == reference["weights_sha256"]
+    assert summary["order_sha256"] == reference["order_sha256"]
+    assert summary["attempt_steps"] == [[0, 42], [28, 42]]
+    assert summary["run_id"] == reference["run_id"]
+
+
+def test_a_dead_mlflow_server_is_said_before_training_with_the_remedy(
+    tiny_job: Callable[..., Path], orchestrator: Command
+) -> None:
+    result = orchestrator("run", tiny_job(), "--set", "tracking.uri=http://127.0.0.1:9", timeout=60)
+    assert result.returncode == 1
+    assert "tracking.uri: http://127.0.0.1:9 cannot be used" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert os.environ.get("MLFLOW_TRACKING_URI") is None
