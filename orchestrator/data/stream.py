@@ -6,9 +6,10 @@ source (our indexed reader) -> decode and crop -> batch and augment
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,22 +42,18 @@ class Batch:
 class _Stages:
     """The stages of the pipeline, as WebDataset composes them."""
 
-    def __init__(
-        self,
-        index: Index,
-        labels: Indices,
-        image_size: int,
-        channels: int,
-        augmenter: Augmenter | None,
-    ) -> None:
+    def __init__(self, index: Index, labels: Indices, image_size: int, channels: int) -> None:
         self._index, self._labels = index, labels
         self._reader = ShardReader(index)
         self._image_size, self._channels = image_size, channels
-        self._augmenter = augmenter
 
-    def batch(self, indices: Indices) -> Batch:
+    def batch(self, indices: Indices, augmenter: Augmenter | None = None) -> Batch:
         """Run one batch through the pipeline."""
-        pipeline = webdataset.DataPipeline(lambda: self._samples(indices), webdataset.map(self._decoded), self._batched)
+        pipeline = webdataset.DataPipeline(
+            lambda: self._samples(indices),
+            webdataset.map(lambda sample: self._decoded(sample, augmenter)),
+            lambda samples: self._batched(samples, augmenter),
+        )
         batch: Batch = next(iter(pipeline))
         return batch
 
@@ -67,16 +64,16 @@ class _Stages:
             url = str(self._index.folder / self._index.shards[self._index.members["shard"][i]].name)
             yield {"__key__": key, "__url__": url, "__index__": i, suffix: data, "cls": int(self._labels[i])}
 
-    def _decoded(self, sample: Sample) -> Sample:
+    def _decoded(self, sample: Sample, augmenter: Augmenter | None) -> Sample:
         data = sample["jpg"] if "jpg" in sample else sample["png"]
-        crop = self._augmenter.crop(sample["__index__"]) if self._augmenter else None
+        crop = augmenter.crop(sample["__index__"]) if augmenter else None
         try:
             sample["pixels"] = decode(data, image_size=self._image_size, channels=self._channels, crop=crop)
         except BadImage as error:
             sample["fault"] = f"{sample['__url__']}: key {sample['__key__']}: {error}"
         return sample
 
-    def _batched(self, samples: Iterator[Sample]) -> Iterator[Batch]:
+    def _batched(self, samples: Iterator[Sample], augmenter: Augmenter | None) -> Iterator[Batch]:
         everything = list(samples)
         whole = [s for s in everything if "fault" not in s]
         size = self._image_size
@@ -84,21 +81,20 @@ class _Stages:
         for row, sample in zip(pixels, whole, strict=True):
             row[...] = sample["pixels"]
         indices = np.array([s["__index__"] for s in whole], dtype=np.int64)
-        if self._augmenter and len(whole):
-            pixels = self._augmenter.batch(pixels, indices)
+        if augmenter and len(whole):
+            pixels = augmenter.batch(pixels, indices)
         images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         labels = torch.tensor([s["cls"] for s in whole], dtype=torch.int64)
         yield Batch(images, labels, indices, tuple(s["fault"] for s in everything if "fault" in s))
 
 
-def _ahead(stages: _Stages, batches: Sequence[Indices], threads: int, prefetch: int) -> Iterator[Batch]:
+def _ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> Iterator[Batch]:
     """Batches in order, up to `prefetch` of them being made ahead by `threads` threads."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
     waiting: deque[Future[Batch]] = deque()
-    todo = iter(batches)
     try:
-        for indices in todo:
-            waiting.append(pool.submit(stages.batch, indices))
+        for task in tasks:
+            waiting.append(pool.submit(task))
             if len(waiting) >= max(prefetch, threads):
                 yield waiting.popleft().result()
         while waiting:
@@ -131,13 +127,14 @@ class TrainStream:
         labels: Indices | None = None,
         bad_sample_budget: float = 0.0001,
     ) -> None:
-        self._index, self._subset = index, subset
+        self._subset = subset
         self._seed, self._lanes, self._window = seed, lanes, window
         self._bounds = batch_bounds(len(subset), global_batch_size, replicas)
         self._replica, self._replicas = replica, replicas
-        self._image_size, self._channels, self._augment = image_size, channels, augment
+        self._augment = augment
         self._threads, self._prefetch = loader_threads, prefetch_batches
-        self._labels = index.labels if labels is None else labels
+        own_labels = index.labels if labels is None else labels
+        self._stages = _Stages(index, own_labels, image_size, channels)
         # At least one: a budget below one image in a small set still means "a few".
         self._allowed = max(1, int(bad_sample_budget * len(subset))) if bad_sample_budget else 0
 
@@ -153,24 +150,36 @@ class TrainStream:
     def _own(self, bounds: tuple[int, int]) -> tuple[int, int]:
         return replica_slice(*bounds, self._replica, self._replicas)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch from `first_step` on. Close the iterator to end its threads early.
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch, None, None]:
+        """Batches of one epoch from `first_step` on."""
+        per_epoch = self.steps_per_epoch
+        return self.steps(epoch * per_epoch + first_step, (epoch + 1) * per_epoch)
 
-        Raises DataError when more images of the epoch are bad than the budget allows.
+    def steps(self, start: int, stop: int) -> Generator[Batch, None, None]:
+        """Batches of the steps start .. stop - 1, over epochs, without a pause between them.
+
+        Close the iterator to end its threads early. Raises DataError when more images of an epoch are bad than
+        the budget allows.
         """
-        order = epoch_order(self._subset, seed=self._seed, epoch=epoch, lanes=self._lanes, window=self._window)
-        batches = [order[slice(*self._own(bounds))] for bounds in self._bounds[first_step:]]
-        augmenter = Augmenter(self._augment, seed=self._seed, epoch=epoch)
-        stages = _Stages(self._index, self._labels, self._image_size, self._channels, augmenter)
         bad: list[str] = []
-        for batch in _ahead(stages, batches, self._threads, self._prefetch):
-            bad += batch.skipped
+        batches = _ahead(self._tasks(start, stop), self._threads, self._prefetch)
+        for step, batch in zip(range(start, stop), batches, strict=True):
+            bad = list(batch.skipped) if step % self.steps_per_epoch == 0 else [*bad, *batch.skipped]
             if len(bad) > self._allowed:
                 raise DataError(
                     f"{len(bad)} images of this epoch cannot be decoded, data.bad_sample_budget allows "
                     f"{self._allowed}:\n  " + "\n  ".join(bad[:10])
                 )
             yield batch
+
+    def _tasks(self, start: int, stop: int) -> Iterator[Callable[[], Batch]]:
+        per_epoch = self.steps_per_epoch
+        for epoch in range(start // per_epoch, -(-stop // per_epoch)):
+            order = epoch_order(self._subset, seed=self._seed, epoch=epoch, lanes=self._lanes, window=self._window)
+            augmenter = Augmenter(self._augment, seed=self._seed, epoch=epoch)
+            for step in range(max(start, epoch * per_epoch), min(stop, (epoch + 1) * per_epoch)):
+                indices = order[slice(*self._own(self._bounds[step % per_epoch]))]
+                yield partial(self._stages.batch, indices, augmenter)
 
 
 class EvalStream:
@@ -187,12 +196,13 @@ class EvalStream:
         loader_threads: int = 1,
         prefetch_batches: int = 4,
     ) -> None:
-        self._stages = _Stages(index, index.labels, image_size, channels, None)
+        self._stages = _Stages(index, index.labels, image_size, channels)
         self._batches = [subset[i : i + batch_size] for i in range(0, len(subset), batch_size)]
         self._threads, self._prefetch = loader_threads, prefetch_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in _ahead(self._stages, self._batches, self._threads, self._prefetch):
+        tasks = (partial(self._stages.batch, indices) for indices in self._batches)
+        for batch in _ahead(tasks, self._threads, self._prefetch):
             if batch.skipped:
                 raise DataError("an image for evaluation cannot be decoded:\n  " + "\n  ".join(batch.skipped))
             yield batch

@@ -203,33 +203,25 @@ class TrainFeed:
     """Training batches of the first stage by step, over epochs, with a clean end."""
 
     def __init__(
-        self, stream: TrainStream, normalise: Normalise, start: int, stop_requested: Callable[[], bool]
+        self, stream: TrainStream, normalise: Normalise, start: int, stop: int, stop_requested: Callable[[], bool]
     ) -> None:
-        self._stream, self._normalise, self._stop = stream, normalise, stop_requested
+        self._normalise, self._stop_requested = normalise, stop_requested
         self._step = start
-        self._batches: Iterator[Batch] | None = None
+        self._batches = stream.steps(start, stop)
         self.consumed: list[tuple[int, Indices, tuple[str, ...]]] = []
 
     def next(self) -> StageInput:
         """The next batch; waits for it if decoding is behind."""
-        epoch, step_in_epoch = divmod(self._step, self._stream.steps_per_epoch)
-        if self._batches is None or step_in_epoch == 0:
-            self.close()
-            self._batches = iter(self._stream.epoch(epoch, first_step=step_in_epoch))
         batch = next(self._batches)
-        self.consumed.append((self._step, batch.indices, batch.skipped))
-        stop = self._stop()
         step, self._step = self._step, self._step + 1
+        self.consumed.append((step, batch.indices, batch.skipped))
         labels = batch.labels.to(self._normalise.device, non_blocking=True)
-        return StageInput(step, self._normalise(batch.images), labels, stop=stop)
+        return StageInput(step, self._normalise(batch.images), labels, stop=self._stop_requested())
 
     def take_consumed(self) -> list[tuple[int, Indices, tuple[str, ...]]]:
         taken, self.consumed = self.consumed, []
         return taken
 
     def close(self) -> None:
-        if self._batches is not None:
-            close = getattr(self._batches, "close", None)
-            if close is not None:
-                close()
-            self._batches = None
+        """End the loader threads."""
+        self._batches.close()

@@ -111,7 +111,8 @@ class Loop:
 
     def _feed(self, start: int, replica: int) -> TrainFeed:
         stream = train_stream(self.datasets, self.assignment.job, replica=replica, replicas=self.mesh.replicas)
-        return TrainFeed(stream, self.normalise, start, self.heartbeat.stop_requested)
+        total = self.schedule.total_steps
+        return TrainFeed(stream, self.normalise, start, total, self.heartbeat.stop_requested)
 
     def _restore(self) -> int:
         """Read the run's state; returns the first step to do."""

@@ -28,7 +28,9 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(n * step, 10) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def line_plot(series: Mapping[str, Series], *, x_label: str, y_label: str, percent: bool = False) -> str:
+def line_plot(
+    series: Mapping[str, Series], *, x_label: str, y_label: str, percent: bool = False, from_zero: bool = False
+) -> str:
     """Lines over a common axis; a series of one point is a dot. Returns '' when there is nothing to draw."""
     points = [p for line in series.values() for p in line]
     if not points:
@@ -37,6 +39,7 @@ def line_plot(series: Mapping[str, Series], *, x_label: str, y_label: str, perce
     y_low, y_high = min(p[1] for p in points), max(p[1] for p in points)
     if x_high == x_low:
         x_low, x_high = x_low - 0.5, x_high + 0.5
+    y_low = min(y_low, 0.0) if from_zero else y_low
     pad = (y_high - y_low) * 0.06 or abs(y_high) * 0.1 or 0.5
     y_low, y_high = (y_low - pad if y_low < 0 or y_low > pad else 0.0), y_high + pad
 
@@ -101,9 +104,10 @@ def heat_map(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
                 f"<title>{escape(names[t])} called {escape(names[p])}: {count}</title></rect>"
             )
             if n <= 12:
+                light = ' style="fill:#fff"' if share > 0.5 else ""
                 parts.append(
                     f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + 4:.1f}" text-anchor="middle" '
-                    f'font-size="10">{count or ""}</text>'
+                    f'font-size="10"{light}>{count or ""}</text>'
                 )
         if n <= 30:
             parts.append(

@@ -27,7 +27,7 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem
 td,th{padding:.2rem .7rem .2rem 0;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
 svg{width:100%;height:auto;display:block}pre{overflow-x:auto;font-size:.82rem;margin:.4rem 0}
 .key{display:flex;flex-wrap:wrap;gap:.2rem .9rem;font-size:.82rem}.key i{display:inline-block;width:.8em;height:.8em;
-border-radius:2px;margin-right:.3em}code{overflow-wrap:anywhere}
+border-radius:2px;margin-right:.3em}code{overflow-wrap:anywhere}body>.card,.grid{margin-top:1rem}
 """
 
 
@@ -163,7 +163,7 @@ def _per_epoch(
     for event in run.epochs:
         for name, value in values(event).items():
             curves.setdefault(name, []).append((float(event["epoch"]), value))
-    return plots.line_plot(curves, x_label="epoch", y_label="", percent=percent_axis)
+    return plots.line_plot(curves, x_label="epoch", y_label="", percent=percent_axis, from_zero=True)
 
 
 def _plan(run: _Run) -> str:
