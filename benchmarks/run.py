@@ -36,13 +36,12 @@ def section(result: dict[str, Any]) -> str:
 
 
 def write_page() -> None:
-    found = [
-        json.loads((RESULTS / f"{name}.json").read_text()) for name in NAMES if (RESULTS / f"{name}.json").exists()
-    ]
+    files = [RESULTS / f"{name}.json" for name in NAMES]
+    found = [json.loads(file.read_text()) for file in files if file.exists()]
     head = (
-        "# Benchmarks\n\nMade by `make bench` (short) or `make bench-full` from benchmarks/results/*.json. All figures are "
-        "ratios measured in one run, both\nsides taking turns: median, and the range in brackets. Virtual cores are noisy; "
-        "absolute rates say little.\n\n"
+        "# Benchmarks\n\nMade by `make bench` (short) or `make bench-full` from benchmarks/results/*.json. "
+        "All figures are ratios measured in one run,\nboth sides taking turns: median, and the range in brackets. "
+        "Virtual cores are noisy; absolute rates say little.\n\n"
     )
     PAGE.write_text(head + "\n\n".join(section(result) for result in found) + "\n", encoding="utf-8")
 
