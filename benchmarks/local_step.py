@@ -165,7 +165,9 @@ def main() -> None:
     for device in devices:
         for name in NETWORKS:
             rows += measure(name, device, *((9, 3.0) if arguments.full else (5, 1.0)))
-    notes = [] if len(devices) > 1 else ["GPU: not measured (no GPU on this machine)"]
+    notes = ["BP + checkpointing: what is kept between forward and backward; the layer being recomputed comes on top"]
+    if len(devices) == 1:
+        notes.append("GPU: not measured (no GPU on this machine)")
     publish(
         "local_step",
         "python -m benchmarks.local_step" + (" --full" if arguments.full else ""),

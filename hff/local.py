@@ -53,14 +53,6 @@ def local_update(layer: LocalLayer, optimizer: torch.optim.Optimizer) -> None:
     layer.head.constrain_()
 
 
-def frozen_forward(layer: LocalLayer, x: Tensor) -> Tensor:
-    """The layer's output in evaluation mode, without gradients."""
-    layer.eval()
-    with torch.no_grad():
-        y: Tensor = layer(x)
-    return y
-
-
 def make_optimizer(
     layer: LocalLayer,
     name: str,
@@ -91,8 +83,3 @@ def make_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, foreach=True)
     raise ValueError(f"optimizer must be adamw or sgd, got {name!r}")
-
-
-def parameters(layer: nn.Module) -> int:
-    """Number of trainable numbers of a module."""
-    return sum(p.numel() for p in layer.parameters() if p.requires_grad)

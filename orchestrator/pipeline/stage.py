@@ -157,7 +157,7 @@ class Stage:
         layer.eval()
         with torch.no_grad(), self._autocast():
             y: Tensor = layer(x)
-        return y
+        return y if self.autocast_dtype is None else y.to(self.autocast_dtype)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.autocast_dtype is not None

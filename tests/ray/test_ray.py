@@ -46,7 +46,7 @@ class Cluster:
         for name in ("hff", "orchestrator", "jobs"):
             shutil.copytree(ROOT / name, self.repository / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", self.repository)
-        port, dashboard, client = _free_ports(3)
+        port, dashboard, client, agent = _free_ports(4)
         self.url = f"http://127.0.0.1:{dashboard}"
         self.environment = {
             **environment(),
@@ -58,7 +58,8 @@ class Cluster:
             [
                 BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
                 f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-                "--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={folder / 'ray'}",
+                "--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}",
+                "--include-dashboard=true", f"--temp-dir={folder / 'ray'}",
             ],
             cwd=self.repository, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -86,18 +87,13 @@ class Cluster:
             self.process.wait(30)
 
     def wait(self) -> None:
-        until = time.monotonic() + 90
+        """The cluster is up when it takes a job; its agent comes later than its dashboard."""
+        until = time.monotonic() + 120
         while time.monotonic() < until:
-            done = subprocess.run(
-                [BIN / "ray", "job", "list", "--address", url],
-                env=self.environment,
-                capture_output=True,
-                cwd=ROOT,
-            )
-            if done.returncode == 0:
+            if self.submit("--", "true").returncode == 0:
                 return
             time.sleep(1)
-        raise AssertionError("the Ray cluster did not come up in 90 s")
+        raise AssertionError("the Ray cluster did not take a job in 120 s")
 
 
 def _free_ports(n: int) -> list[int]:
