@@ -155,9 +155,7 @@ def main() -> None:
         "python -m benchmarks.pipeline" + (" --full" if arguments.full else ""),
         "Two stages on two cores, one thread each",
         rows,
-        [
-            "ceiling: the same two stages computing at the same time without communication; steady state, without the fill"
-        ],
+        ["ceiling: the same two stages at the same time without communication; steady state, without the fill"],
     )
 
 

@@ -24,6 +24,19 @@ THEIRS = (
 )
 
 
+HEAD = """\
+# Results
+
+Made by `python -m benchmarks.results` from the summaries in benchmarks/results/runs. Accuracies are percent, of the
+final weights, on the validation data that the job names; nothing was selected on them. CIFAR-10 here means JPEG files
+(quality 75), some points below the lossless original; the control uses the same files. Differences under about 1.5
+points between single seeds say nothing.
+
+| job | locality | val top-1 | seeds | per layer | epochs | images/s | minutes | GB | hardware | commit | note |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
 def add(run: Path, note: str) -> None:
     """Keep what a table needs of a finished run."""
     summary = json.loads((run / "summary.json").read_text())
@@ -64,21 +77,7 @@ def write_page() -> None:
     by_job: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(FOLDER.glob("*.json")):
         by_job.setdefault(file.stem.split("-seed-")[0], []).append(json.loads(file.read_text()))
-    lines = [
-        "# Results",
-        "",
-        "Made by `python -m benchmarks.results` from the summaries in benchmarks/results/runs. Accuracies are percent, of "
-        "the",
-        "final weights, on the validation data that the job names; nothing was selected on them. CIFAR-10 here means JPEG "
-        "files",
-        "(quality 75), some points below the lossless original; the control uses the same files. Differences under about "
-        "1.5",
-        "points between single seeds say nothing.",
-        "",
-        "| job | locality | val top-1 | seeds | layers, first to last | epochs | images/s | minutes | GB | hardware | "
-        "commit | note |",
-        "|" + "---|" * 12,
-    ]
+    lines = HEAD.splitlines()
     lines += [row(job, found) for job, found in by_job.items()]
     lines += ["", "Published, on other files and with other budgets (theirs, not measured here):", ""]
     lines += ["| method | locality | data | top-1 | source |", "|---|---|---|---|---|"]

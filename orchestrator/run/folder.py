@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import JobError, OrchestratorError
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -99,6 +99,16 @@ def test_data_that_are_not_there_are_exit_code_3_with_the_remedy(
     assert "Traceback" not in result.stderr
 
 
+def test_a_runs_folder_that_cannot_be_written_is_named(
+    tiny_job: Callable[..., Path], orchestrator: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = orchestrator("run", tiny_job(), "--set", f"runs={tmp_path / 'file' / 'runs'}")
+    assert result.returncode == 2
+    assert "runs: must be a folder that can be written" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_resume_must_without_a_checkpoint_is_exit_code_4(tiny_job: Callable[..., Path], orchestrator: Command) -> None:
     result = orchestrator("run", tiny_job(), "--resume", "must")
     assert result.returncode == 4
