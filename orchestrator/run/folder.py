@@ -119,8 +119,11 @@ class Lease:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Lease:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self._path, "a+", encoding="utf-8")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self._path, "a+", encoding="utf-8")
+        except OSError as error:
+            raise JobError(f"runs: must be a folder that can be written, got {self._path.parent}: {error}") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
