@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hff.randomness import derive_seed
-from orchestrator.data.decode import Box, Pixels
+from orchestrator.data.decode import Box, Crop, Pixels
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ASPECT = (3 / 4, 4 / 3)
@@ -41,13 +42,13 @@ class Augmenter:
         self._cutout = int(options.get("cutout", 0))
         self._seed = derive_seed(seed, "augment", epoch)
 
-    def crop(self, index: int) -> Callable[[int, int], Box] | None:
-        """The random resized crop of one sample, None when the job has none."""
+    def crops(self, indices: NDArray[np.int64]) -> list[Crop] | None:
+        """The random resized crop of each sample, None when the job has none."""
         if self._area is None:
             return None
-        numbers = uniforms(self._seed ^ 1, np.array([index]), 40)[0]
         low, high = self._area
-        return lambda width, height: _random_box(width, height, low, high, numbers)
+        tables = uniforms(self._seed ^ 1, indices, 40)
+        return [partial(_random_box, low=low, high=high, numbers=row) for row in tables]
 
     def batch(self, images: Pixels, indices: NDArray[np.int64]) -> Pixels:
         """Crop with padding, flip and cut out: (B, H, W, C) to a new array of the same shape."""
@@ -56,7 +57,8 @@ class Augmenter:
             images = _shifted(images, self._padding, numbers)
         if self._flip:
             chosen = numbers[:, 2] < 0.5
-            images = np.where(chosen[:, None, None, None], images[:, :, ::-1], images)
+            images = images.copy()
+            images[chosen] = images[chosen][:, :, ::-1]
         if self._cutout:
             images = _cut_out(images, self._cutout, numbers)
         return images
@@ -69,10 +71,9 @@ def _shifted(images: Pixels, padding: int, numbers: NDArray[np.float64]) -> Pixe
     edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     padded = np.pad(images, edges, mode="reflect")
     offsets = (numbers[:, :2] * (2 * padding + 1)).astype(np.int64)
-    rows = offsets[:, 0, None] + np.arange(height)
-    columns = offsets[:, 1, None] + np.arange(width)
-    batch = np.arange(count)[:, None, None]
-    return np.asarray(padded[batch, rows[:, :, None], columns[:, None, :]])
+    windows_BYXCHW = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
+    chosen_BCHW = windows_BYXCHW[np.arange(count), offsets[:, 0], offsets[:, 1]]
+    return chosen_BCHW.transpose(0, 2, 3, 1)
 
 
 def _cut_out(images: Pixels, side: int, numbers: NDArray[np.float64]) -> Pixels:

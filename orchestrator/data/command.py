@@ -36,10 +36,17 @@ class _Ticker:
 def pack(source: str, out: Path) -> int:
     if (out / "index.json").is_file():
         index = open_index(out)
+        if index.source != Path(source).name:
+            raise DataError(
+                f"{out}: holds data packed from {index.source!r} already, not from {source!r}; "
+                "remove it or choose another folder"
+            )
         print(f"{out} holds packed data already: {_summary(index)}. Remove the folder to pack it afresh.")
         return EXIT_DONE
     index = pack_shards(source, out, progress=_Ticker("packed"))
     print(f"{out}: {_summary(index)}")
+    if index.ignored:
+        print(f"  {index.ignored} files of the source are no images in a class folder and were ignored")
     return EXIT_DONE
 
 

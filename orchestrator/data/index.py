@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from orchestrator.errors import DataError
 FORMAT = "hff-shards"
 VERSION = 1
 SUFFIXES = ("jpg", "png")
+MEMBERS = "members.npy"
+# Tables up to this size (ImageNet's has 45 MB) are hashed when they are opened, larger ones by `data verify` alone.
+_HASHED_BYTES = 64 * 2**20
 
 
 def member_dtype(key_bytes: int) -> np.dtype[Any]:
@@ -51,13 +55,19 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """An opened index. Nothing of the shards themselves has been read yet."""
+    """An opened index. Nothing of the shards themselves has been read yet.
+
+    `source` is the name of what was packed, `ignored` the number of its files that are no images.
+    """
 
     folder: Path
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
     sha256: str
     members: NDArray[Any]
+    members_sha256: str
+    source: str = ""
+    ignored: int = 0
 
     @property
     def num_samples(self) -> int:
@@ -73,10 +83,20 @@ class Index:
         key: bytes = self.members["key"][i]
         return key.decode()
 
+    def table_is_right(self) -> bool:
+        """Whether the member table on disk still has the SHA-256 that index.json states."""
+        return file_sha256(self.folder / MEMBERS) == self.members_sha256
+
     def keys(self, indices: Iterable[int] | NDArray[np.int64]) -> list[str]:
         """Keys of many samples."""
         rows = np.asarray(indices, dtype=np.int64)
         return [key.decode() for key in self.members["key"][rows].tolist()]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(classes: Sequence[str], shards: Sequence[Shard], members_sha256: str) -> str:
@@ -85,18 +105,24 @@ def _identity(classes: Sequence[str], shards: Sequence[Shard], members_sha256: s
 
 
 def write_index(
-    folder: Path, classes: Sequence[str], shards: Sequence[Shard], members: NDArray[Any], source: str
+    folder: Path,
+    classes: Sequence[str],
+    shards: Sequence[Shard],
+    members: NDArray[Any],
+    source: str,
+    ignored: int = 0,
 ) -> str:
     """Write members.npy, then index.json. Returns the identity."""
-    table = folder / "members.npy"
+    table = folder / MEMBERS
     np.save(table, members)
-    members_sha256 = hashlib.sha256(table.read_bytes()).hexdigest()
+    members_sha256 = file_sha256(table)
     identity = _identity(classes, shards, members_sha256)
     content = {
         "format": FORMAT,
         "version": VERSION,
         "sha256": identity,
         "source": source,
+        "ignored": ignored,
         "classes": list(classes),
         "samples": len(members),
         "shards": [vars(s) for s in shards],
@@ -122,12 +148,14 @@ def open_index(path: str | Path) -> Index:
         raise DataError(f"{file}: cannot be read: {error}") from None
     try:
         return _checked(folder, content)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: is not an index of this tool: {error} is missing or wrong") from None
 
 
 def _checked(folder: Path, content: dict[str, Any]) -> Index:
     file = folder / "index.json"
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: is not an index of this tool: expected a mapping, found {type(content).__name__}")
     if content["format"] != FORMAT or content["version"] != VERSION:
         raise DataError(f"{file}: expected format {FORMAT} version {VERSION}; pack the data again")
     shards = tuple(Shard(**shard) for shard in content["shards"])
@@ -136,19 +164,41 @@ def _checked(folder: Path, content: dict[str, Any]) -> Index:
     for shard in shards:
         if Path(shard.name).name != shard.name:
             raise DataError(f"{file}: shard name {shard.name!r} must be a plain file name")
-    table = folder / content["members"]["file"]
-    try:
-        size = table.stat().st_size
-        members = np.load(table, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{table}: the member table cannot be read: {error}") from None
-    if size != content["members"]["bytes"] or len(members) != content["samples"]:
-        raise DataError(
-            f"{table}: expected {content['members']['bytes']} bytes and {content['samples']} samples, "
-            f"found {size} and {len(members)}"
-        )
+    stated = content["members"]
+    if stated["file"] != MEMBERS:
+        raise DataError(f"{file}: its member table must be {MEMBERS}, got {stated['file']!r}")
+    in_shards = sum(shard.samples for shard in shards)
+    if in_shards != content["samples"]:
+        raise DataError(f"{file}: expected {content['samples']} samples, its shards have {in_shards}")
     classes = tuple(content["classes"])
-    identity = _identity(classes, shards, content["members"]["sha256"])
+    identity = _identity(classes, shards, stated["sha256"])
     if identity != content["sha256"]:
         raise DataError(f"{file}: was changed after packing: its SHA-256 is not the one that it states")
-    return Index(folder, classes, shards, identity, members)
+    members = _member_table(folder / MEMBERS, stated, content["samples"])
+    source, ignored = content.get("source", ""), content.get("ignored", 0)
+    return Index(folder, classes, shards, identity, members, stated["sha256"], source, ignored)
+
+
+def _member_table(table: Path, stated: dict[str, Any], samples: int) -> NDArray[Any]:
+    """The table, memory-mapped. One changed label would train in silence, so its bytes are proved where it is cheap."""
+    try:
+        size = table.stat().st_size
+        if size != stated["bytes"]:
+            raise DataError(f"{table}: the member table: expected {stated['bytes']} bytes, found {size}")
+        found = file_sha256(table) if size <= _HASHED_BYTES else None
+        if found not in (None, stated["sha256"]):
+            raise DataError(
+                f"{table}: the member table was changed: expected SHA-256 {stated['sha256']}, found {found}"
+            )
+        members = np.load(table, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, SyntaxError, TokenError) as error:  # numpy parses the head of the file as Python
+        raise DataError(f"{table}: the member table cannot be read: {error}") from None
+    if members.shape != (samples,):
+        raise DataError(f"{table}: the member table: expected {samples} samples, found {members.shape}")
+    expected = member_dtype(1)
+    if members.dtype.names != expected.names or any(
+        members.dtype[name] != expected[name] for name in expected.names or () if name != "key"
+    ):
+        raise DataError(f"{table}: the member table has other columns than this tool writes: {members.dtype}")
+    result: NDArray[Any] = members
+    return result

@@ -32,6 +32,14 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
+class Found:
+    """The images of a source, sorted by class and name, and how many of its files are something else."""
+
+    items: list[Item]
+    ignored: int = 0
+
+
+@dataclass(frozen=True)
 class Item:
     """One image of the source: its class, its path in the source, and how to read it."""
 
@@ -54,28 +62,36 @@ def pack(source: str | Path, out: Path, *, shard_bytes: int = SHARD_BYTES, progr
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.packing-") as folder:
         work = Path(folder) / "shards"
         work.mkdir()
-        with _opened(source, Path(folder)) as items:
-            if not items:
+        with _opened(source, Path(folder)) as found:
+            if not found.items:
                 raise DataError(f"{source}: no JPEG or PNG images in class folders (expected CLASS/IMAGE)")
-            _write(items, work, shard_bytes, str(Path(source).name), progress)
+            _write(found, work, shard_bytes, Path(source).name, progress)
+        return _published(work, out)
+
+
+def _published(work: Path, out: Path) -> Index:
+    """Put the finished folder in its place. Another process may have packed the same data meanwhile."""
+    try:
         if out.exists():
             out.rmdir()
         os.rename(work, out)
+    except OSError as error:
+        if not (out / "index.json").is_file() or open_index(out).sha256 != open_index(work).sha256:
+            raise DataError(f"{out}: the shards cannot be put there: {error.strerror}") from None
     return open_index(out)
 
 
 @contextmanager
-def _opened(source: str | Path, scratch: Path) -> Iterator[list[Item]]:
-    """The images of a source, sorted by class and name."""
+def _opened(source: str | Path, scratch: Path) -> Iterator[Found]:
+    """The images of a source, which stays open meanwhile."""
     if source == DIGITS:
-        yield _digits()
+        yield Found(_digits())
         return
     path = Path(source)
     if path.is_dir():
         yield _folder_items(path)
     elif path.is_file():
-        plain = scratch / "source.tar"
-        with _tar_file(path, plain) as file:
+        with _tar_file(path, scratch / "source.tar") as file:
             yield _tar_items(path, file)
     else:
         raise DataError(f"{path}: no such file or folder; SOURCE is an image folder, a tar(.gz) of one, or digits")
@@ -109,20 +125,46 @@ def _is_image(name: PurePosixPath | Path) -> bool:
     return name.suffix.lower() in _IMAGE_NAMES and not hidden
 
 
-def _folder_items(root: Path) -> list[Item]:
-    items = []
-    for label in sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        for path in sorted((root / label).rglob("*")):
-            if path.is_file() and _is_image(path.relative_to(root)):
-                items.append(Item(label, path.relative_to(root).as_posix(), path.read_bytes))
-    return items
+def _folder_items(root: Path) -> Found:
+    items, ignored = [], 0
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    # Class folders may be links. Not Path.rglob: it leaves out folders that it may not read, without a word.
+    _, labels, beside = next(os.walk(root, onerror=fail))
+    ignored += len(beside)
+    for label in labels:
+        for folder, _, files in os.walk(root / label, onerror=fail):
+            for path in (Path(folder, file) for file in files):
+                name = path.relative_to(root)
+                if not _is_image(name):
+                    ignored += 1
+                elif not path.is_file():
+                    raise DataError(f"{path}: is a link to nothing or no ordinary file; repair or remove it")
+                else:
+                    items.append(Item(label, name.as_posix(), _file_reader(path)))
+    return Found(sorted(items, key=lambda item: (item.label, item.name)), ignored)
+
+
+def _file_reader(path: Path) -> Callable[[], bytes]:
+    def read() -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+    return read
 
 
 @contextmanager
 def _tar_file(path: Path, plain: Path) -> Iterator[BinaryIO]:
     """A tar that can be read at any place; a compressed one is unpacked beside the shards first."""
-    with open(path, "rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
+    try:
+        with open(path, "rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         if compressed:
             with gzip.open(path) as source, open(plain, "wb") as target:
@@ -134,56 +176,81 @@ def _tar_file(path: Path, plain: Path) -> Iterator[BinaryIO]:
     plain.unlink(missing_ok=True)
 
 
-def _tar_items(path: Path, file: BinaryIO) -> list[Item]:
+def _tar_items(path: Path, file: BinaryIO) -> Found:
     found: list[tuple[PurePosixPath, int, int]] = []
+    ignored = 0
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name)
-                if member.isfile() and _is_image(name) and len(name.parts) > 1:
+                if member.isfile() and not member.issparse() and _is_image(name) and len(name.parts) > 1:
                     found.append((name, member.offset_data, member.size))
+                elif not member.isdir():
+                    ignored += 1
+            end = tar.offset
     except tarfile.TarError as error:
         raise DataError(f"{path}: is not a tar that can be read: {error}") from None
     descriptor = file.fileno()
+    # A reader takes a damaged header for the end; only a block of zeros is one.
+    if os.pread(descriptor, tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
+        raise DataError(
+            f"{path}: is damaged or cut at byte {end} of the tar, after {len(found)} images: the end mark of a tar is "
+            "missing there; get the file again"
+        )
 
     def reader(offset: int, size: int) -> Callable[[], bytes]:
         return lambda: os.pread(descriptor, size, offset)
 
-    items = [Item(name.parts[-2], str(name), reader(offset, size)) for name, offset, size in found]
-    return sorted(items, key=lambda item: (item.label, item.name))
+    depth = _class_depth({name.parts[:-1] for name, _, _ in found})
+    in_classes = [(name, offset, size) for name, offset, size in found if len(name.parts) > depth + 1]
+    items = [Item(name.parts[depth], str(name), reader(offset, size)) for name, offset, size in in_classes]
+    return Found(sorted(items, key=lambda item: (item.label, item.name)), ignored + len(found) - len(in_classes))
 
 
-def _write(items: list[Item], work: Path, shard_bytes: int, source: str, progress: Progress | None) -> None:
+def _class_depth(folders: set[tuple[str, ...]]) -> int:
+    """Which part of the paths is the class: the first one below the folder that holds all folders with images."""
+    common = 0
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common += 1
+    return common - 1 if len(folders) == 1 else common
+
+
+def _write(found: Found, work: Path, shard_bytes: int, source: str, progress: Progress | None) -> None:
+    items = found.items
     classes = sorted({item.label for item in items})
     numbers = {label: i for i, label in enumerate(classes)}
     random = np.random.Generator(np.random.PCG64(derive_seed(0, "pack")))
     rows = np.zeros(len(items), dtype=member_dtype(_KEY_DIGITS))
     shards: list[Shard] = []
     writer: _ShardWriter | None = None
-    for i, chosen in enumerate(random.permutation(len(items)).tolist()):
-        item = items[chosen]
-        data = item.read()
-        suffix = suffix_of(data)
-        if suffix is None:
-            raise DataError(f"{source}: {item.name}: neither JPEG nor PNG by its first bytes; remove it")
-        if writer is None:
-            writer = _ShardWriter(work / f"shard-{len(shards):06d}.tar")
-        key = f"{i:0{_KEY_DIGITS}d}"
-        offset = writer.add(f"{key}.{suffix}", data)
-        writer.add(f"{key}.cls", str(numbers[item.label]).encode())
-        rows[i] = (
-            key.encode(), len(shards), offset, len(data), zlib.crc32(data), numbers[item.label],
-            SUFFIXES.index(suffix),
-        )  # fmt: skip
-        writer.samples += 1
-        if writer.position >= shard_bytes:
+    try:
+        for i, chosen in enumerate(random.permutation(len(items)).tolist()):
+            item = items[chosen]
+            data = item.read()
+            suffix = suffix_of(data)
+            if suffix is None:
+                raise DataError(f"{source}: {item.name}: neither JPEG nor PNG by its first bytes; remove it")
+            if writer is None:
+                writer = _ShardWriter(work / f"shard-{len(shards):06d}.tar")
+            key, label = f"{i:0{_KEY_DIGITS}d}", numbers[item.label]
+            offset = writer.add(f"{key}.{suffix}", data)
+            writer.add(f"{key}.cls", str(label).encode())
+            place = (key.encode(), len(shards), offset, len(data))
+            rows[i] = (*place, zlib.crc32(data), label, SUFFIXES.index(suffix))
+            writer.samples += 1
+            if writer.position >= shard_bytes:
+                shards.append(writer.finish())
+                writer = None
+            if progress is not None:
+                progress(i + 1, len(items))
+        if writer is not None:
             shards.append(writer.finish())
-            writer = None
-        if progress is not None:
-            progress(i + 1, len(items))
-    if writer is not None:
-        shards.append(writer.finish())
-    write_index(work, classes, shards, rows, source)
+    finally:
+        if writer is not None:
+            writer.close()
+    write_index(work, classes, shards, rows, source, found.ignored)
 
 
 class _ShardWriter:
@@ -191,7 +258,7 @@ class _ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by finish
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by close
         self._digest = hashlib.sha256()
         self.position = 0
         self.samples = 0
@@ -216,5 +283,8 @@ class _ShardWriter:
         self._put(bytes(-self.position % tarfile.RECORDSIZE))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
+        self.close()
         return Shard(self._path.name, self.position, self._digest.hexdigest(), self.samples)
+
+    def close(self) -> None:
+        self._file.close()

@@ -20,61 +20,82 @@ def header_checksum_is_right(header: bytes) -> bool:
     return header[148:156] in (b"%06o\0 " % total, b"%06o \0" % total, b"%07o\0" % total)
 
 
+class _File:
+    """An open shard; closed when nobody holds it any more, so never under a thread that reads."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
 class ShardReader:
-    """Reads samples of one index; safe to use from several threads."""
+    """Reads samples of one index; safe to use from several threads, which do not wait for one another's disk."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._paths = [os.path.join(index.folder, shard.name) for shard in index.shards]
+        self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
+
+    def path(self, i: int) -> str:
+        """The shard that holds sample i."""
+        return self._paths[int(self.index.members["shard"][i])]
 
     def read(self, i: int) -> tuple[str, str, bytes]:
         """(key, suffix, bytes) of sample i. Raises DataError naming shard, key, expected and found."""
-        row = self.index.members[i]
-        key, suffix = row["key"].decode(), SUFFIXES[row["suffix"]]
-        shard, offset, length = int(row["shard"]), int(row["offset"]), int(row["length"])
-        where = f"{self.index.folder / self.index.shards[shard].name}: key {key}"
-        with self._lock:
-            # Held while reading, so that no other thread closes the file under us; the page cache makes it short.
-            raw = os.pread(self._descriptor(shard), _BLOCK + length, offset - _BLOCK)
+        raw_key, shard, offset, length, crc, label, kind = self.index.members[i].item()
+        key = raw_key.decode(errors="replace")
+        if shard >= len(self._paths) or offset < _BLOCK or kind >= len(SUFFIXES):
+            raise DataError(
+                f"{self.index.folder}: key {key}: its row in the member table is damaged "
+                f"(shard {shard}, offset {offset}, suffix {kind}); check with: orchestrator data verify"
+            )
+        member = f"{key}.{SUFFIXES[kind]}"
+        where = f"{self._paths[shard]}: key {key}"
+        file = self._file(shard)
+        try:
+            raw = os.pread(file.descriptor, _BLOCK + length, offset - _BLOCK)
+        except OSError as error:
+            raise DataError(f"{where}: cannot be read: {error.strerror}") from None
         if len(raw) != _BLOCK + length:
             raise DataError(f"{where}: expected {length} bytes at {offset}, found {max(0, len(raw) - _BLOCK)}")
         header, payload = raw[:_BLOCK], raw[_BLOCK:]
         name = header[:100].rstrip(b"\0").decode(errors="replace")
-        if name != f"{key}.{suffix}" or not header_checksum_is_right(header):
-            raise DataError(f"{where}: the header of member .{suffix} is damaged (found name {name!r})")
+        if name != member or not header_checksum_is_right(header):
+            raise DataError(f"{where}: the header of member .{SUFFIXES[kind]} is damaged (found name {name!r})")
         found = zlib.crc32(payload)
-        if found != row["crc32"]:
-            raise DataError(f"{where}: member .{suffix}: expected CRC32 {int(row['crc32']):08x}, found {found:08x}")
-        if row["label"] >= len(self.index.classes):
-            raise DataError(
-                f"{where}: member .cls: label {row['label']} is outside of {len(self.index.classes)} classes"
-            )
-        return key, suffix, payload
+        if found != crc:
+            raise DataError(f"{where}: member .{SUFFIXES[kind]}: expected CRC32 {crc:08x}, found {found:08x}")
+        if label >= len(self.index.classes):
+            raise DataError(f"{where}: member .cls: label {label} is outside of {len(self.index.classes)} classes")
+        return key, SUFFIXES[kind], payload
 
-    def _descriptor(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        entry = self.index.shards[shard]
-        path = self.index.folder / entry.name
+    def _file(self, shard: int) -> _File:
+        with self._lock:
+            if shard in self._files:
+                self._files.move_to_end(shard)
+                return self._files[shard]
+            self._files[shard] = file = self._opened(shard)
+            if len(self._files) > _OPEN_SHARDS:
+                self._files.popitem(last=False)
+            return file
+
+    def _opened(self, shard: int) -> _File:
+        path, expected = self._paths[shard], self.index.shards[shard].bytes
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            file = _File(path)
         except OSError as error:
             raise DataError(f"{path}: the shard cannot be opened: {error.strerror}") from None
-        size = os.fstat(descriptor).st_size
-        if size != entry.bytes:
-            os.close(descriptor)
-            raise DataError(f"{path}: expected {entry.bytes} bytes, found {size}; the shard changed after packing")
-        self._files[shard] = descriptor
-        if len(self._files) > _OPEN_SHARDS:
-            os.close(self._files.popitem(last=False)[1])
-        return descriptor
+        size = os.fstat(file.descriptor).st_size
+        if size != expected:
+            raise DataError(f"{path}: expected {expected} bytes, found {size}; the shard changed after packing")
+        return file
 
     def close(self) -> None:
+        """Let go of all shards."""
         with self._lock:
-            while self._files:
-                os.close(self._files.popitem()[1])
-
-    def __del__(self) -> None:
-        self.close()
+            self._files.clear()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from orchestrator.data.augment import Augmenter
 from orchestrator.data.decode import BadImage, decode
 from orchestrator.data.index import Index
+from orchestrator.data.jpeg import decode_plain
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
 from orchestrator.data.reader import ShardReader
 from orchestrator.errors import DataError
@@ -50,25 +52,32 @@ class _Stages:
     def batch(self, indices: Indices, augmenter: Augmenter | None = None) -> Batch:
         """Run one batch through the pipeline."""
         pipeline = webdataset.DataPipeline(
-            lambda: self._samples(indices),
-            webdataset.map(lambda sample: self._decoded(sample, augmenter)),
+            lambda: self._samples(indices, augmenter),
+            webdataset.map(self._decoded),
             lambda samples: self._batched(samples, augmenter),
         )
         batch: Batch = next(iter(pipeline))
         return batch
 
-    def _samples(self, indices: Indices) -> Iterator[Sample]:
-        """Source: samples as every WebDataset reader gives them."""
-        for i in indices.tolist():
+    def _samples(self, indices: Indices, augmenter: Augmenter | None) -> Iterator[Sample]:
+        """Source: samples as every WebDataset reader gives them, with their place in the index and their crop."""
+        crops = augmenter.crops(indices) if augmenter else None
+        for place, (i, label) in enumerate(zip(indices.tolist(), self._labels[indices].tolist(), strict=True)):
+            crop = crops[place] if crops else None
             key, suffix, data = self._reader.read(i)
-            url = str(self._index.folder / self._index.shards[self._index.members["shard"][i]].name)
-            yield {"__key__": key, "__url__": url, "__index__": i, suffix: data, "cls": int(self._labels[i])}
+            url = self._reader.path(i)
+            yield {"__key__": key, "__url__": url, "__index__": i, "__crop__": crop, suffix: data, "cls": label}
 
-    def _decoded(self, sample: Sample, augmenter: Augmenter | None) -> Sample:
+    def _decoded(self, sample: Sample) -> Sample:
         data = sample["jpg"] if "jpg" in sample else sample["png"]
-        crop = augmenter.crop(sample["__index__"]) if augmenter else None
         try:
-            sample["pixels"] = decode(data, image_size=self._image_size, channels=self._channels, crop=crop)
+            sample["pixels"] = decode(
+                data,
+                image_size=self._image_size,
+                channels=self._channels,
+                crop=sample["__crop__"],
+                plain_jpeg=decode_plain,
+            )
         except BadImage as error:
             sample["fault"] = f"{sample['__url__']}: key {sample['__key__']}: {error}"
         return sample
@@ -88,7 +97,7 @@ class _Stages:
         yield Batch(images, labels, indices, tuple(s["fault"] for s in everything if "fault" in s))
 
 
-def _ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> Iterator[Batch]:
+def _ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> Generator[Batch, None, None]:
     """Batches in order, up to `prefetch` of them being made ahead by `threads` threads."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
     waiting: deque[Future[Batch]] = deque()
@@ -162,15 +171,16 @@ class TrainStream:
         the budget allows.
         """
         bad: list[str] = []
-        batches = _ahead(self._tasks(start, stop), self._threads, self._prefetch)
-        for step, batch in zip(range(start, stop), batches, strict=True):
-            bad = list(batch.skipped) if step % self.steps_per_epoch == 0 else [*bad, *batch.skipped]
-            if len(bad) > self._allowed:
-                raise DataError(
-                    f"{len(bad)} images of this epoch cannot be decoded, data.bad_sample_budget allows "
-                    f"{self._allowed}:\n  " + "\n  ".join(bad[:10])
-                )
-            yield batch
+        # closing: an error that somebody keeps would otherwise keep the threads too.
+        with closing(_ahead(self._tasks(start, stop), self._threads, self._prefetch)) as batches:
+            for step, batch in zip(range(start, stop), batches, strict=True):
+                bad = list(batch.skipped) if step % self.steps_per_epoch == 0 else [*bad, *batch.skipped]
+                if len(bad) > self._allowed:
+                    raise DataError(
+                        f"{len(bad)} images of this epoch cannot be decoded, data.bad_sample_budget allows "
+                        f"{self._allowed}:\n  " + "\n  ".join(bad[:10])
+                    )
+                yield batch
 
     def _tasks(self, start: int, stop: int) -> Iterator[Callable[[], Batch]]:
         per_epoch = self.steps_per_epoch
@@ -202,7 +212,8 @@ class EvalStream:
 
     def __iter__(self) -> Iterator[Batch]:
         tasks = (partial(self._stages.batch, indices) for indices in self._batches)
-        for batch in _ahead(tasks, self._threads, self._prefetch):
-            if batch.skipped:
-                raise DataError("an image for evaluation cannot be decoded:\n  " + "\n  ".join(batch.skipped))
-            yield batch
+        with closing(_ahead(tasks, self._threads, self._prefetch)) as batches:
+            for batch in batches:
+                if batch.skipped:
+                    raise DataError("an image for evaluation cannot be decoded:\n  " + "\n  ".join(batch.skipped))
+                yield batch

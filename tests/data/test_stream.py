@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import resource
+import sys
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -298,3 +300,42 @@ def test_more_bad_images_than_the_budget_allows_end_the_run_and_name_them(damage
 def test_evaluation_tolerates_no_bad_image(damaged: Index) -> None:
     with pytest.raises(DataError, match="an image for evaluation cannot be decoded"):
         list(EvalStream(damaged, np.arange(200), 50, image_size=8, channels=1))
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_an_error_that_is_kept_keeps_no_threads(damaged: Index, kind: str) -> None:
+    before = threading.active_count()
+    if kind == "training":
+        batches: Iterator[Batch] = stream(damaged, loader_threads=3, bad_sample_budget=0.0).epoch(0)
+    else:
+        batches = iter(EvalStream(damaged, np.arange(1797), 32, image_size=8, channels=1, loader_threads=3))
+    with pytest.raises(DataError) as kept:
+        list(batches)
+    assert kept.value is not None
+    assert threading.active_count() == before
+
+
+def test_decoding_in_threads_leaves_warnings_as_they_were(digits: Index) -> None:
+    before = list(warnings.filters)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        list(stream(digits, loader_threads=4).epoch(0))
+    finally:
+        sys.setswitchinterval(interval)
+    assert warnings.filters == before
+
+
+def test_samples_without_augmentation_survive_a_batch_of_bad_images(damaged: Index) -> None:
+    (batch,) = list(stream(damaged, subset=np.array([5]), global_batch_size=1, bad_sample_budget=1.0).epoch(0))
+    assert batch.images.shape == (0, 1, 8, 8)
+    assert len(batch.skipped) == 1
+
+
+def test_augmentation_does_not_write_into_what_it_was_given() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    kept = images.copy()
+    for options in ({"flip": True}, {"crop_padding": 2}, {"cutout": 3}, {"flip": True, "crop_padding": 2, "cutout": 3}):
+        changed = Augmenter(options, seed=0, epoch=0).batch(images, np.arange(20))
+        assert not np.array_equal(changed, kept)
+        assert np.array_equal(images, kept)

@@ -1,0 +1,52 @@
+"""Small images and a small packed set for the tests of the data room."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.data.index import Index
+from orchestrator.data.pack import pack
+
+
+def noise(seed: int, width: int = 9, height: int = 7, channels: int = 3) -> np.ndarray:
+    """Random pixels (height, width, channels), without the last axis for one channel."""
+    shape = (height, width, channels)[: 3 if channels > 1 else 2]
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG", mode: str | None = None, **options: Any) -> bytes:
+    """The bytes of an image file."""
+    image = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    (image.convert(mode) if mode else image).save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
+    """A tar of (name, content)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def images() -> list[tuple[str, bytes]]:
+    """Two classes of six images, as (CLASS/NAME, content)."""
+    return [(f"{label}/{i}.png", encoded(noise(10 * i + ord(label)))) for label in "ab" for i in range(6)]
+
+
+@pytest.fixture
+def small(images: list[tuple[str, bytes]], tmp_path: Path) -> Index:
+    """The two classes packed into several shards."""
+    return pack(write_tar(tmp_path / "small.tar", images), tmp_path / "small", shard_bytes=6000)
