@@ -38,13 +38,20 @@ def environment() -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def shared_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One MLflow database for all tiny jobs: making one takes longer than such a job trains."""
+    return tmp_path_factory.mktemp("tracking") / "mlflow.db"
+
+
 @pytest.fixture
-def tiny_job(tmp_path: Path) -> Callable[..., Path]:
+def tiny_job(tmp_path: Path, shared_database: Path) -> Callable[..., Path]:
     """A job file of seconds: three small convolutions on digits, two epochs."""
 
     def write(name: str = "tiny", text: str = TINY_JOB) -> Path:
         path = tmp_path / f"{name}.yaml"
-        path.write_text(text.format(name=name, runs=tmp_path / "runs"))
+        tracking = f"tracking: {{uri: sqlite:///{shared_database}}}\n"
+        path.write_text(text.format(name=name, runs=tmp_path / "runs") + tracking)
         return path
 
     return write
