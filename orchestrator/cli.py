@@ -138,9 +138,9 @@ def _numbers(text: str, flag: str, *, least: int) -> list[int]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from orchestrator.job.load import load_job
+    from orchestrator.job.load import load_any
 
-    job = load_job(arguments.job, arguments.overrides, tell=print)
+    job = load_any(arguments.job, arguments.overrides, tell=print)
     print(f"{arguments.job}: ok: {job.kind} {job.name}, runs in {job.runs}/{job.name}")
     return EXIT_DONE
 

@@ -104,7 +104,7 @@ def _mesh(job: Job) -> Found:
     workers, stages, layers = job.cluster.workers, job.cluster.stages, network.units(job)
     if stages == "auto" or (job.objective.name == "bp" and stages > 1):
         return
-    if stages > layers:
+    if layers is not None and stages > layers:
         yield "cluster.stages", f"must be at most {layers}, the number of {_units(job)}, got {stages}"
     elif workers % stages:
         yield (
@@ -120,7 +120,8 @@ def _units(job: Job) -> str:
 
 def _batch(job: Job) -> Found:
     workers, stages, batch = job.cluster.workers, network.resolved_stages(job), job.train.global_batch_size
-    if workers % stages or stages > network.units(job):
+    layers = network.units(job)
+    if stages is None or workers % stages or (layers is not None and stages > layers):
         return
     replicas = workers // stages
     if batch % replicas:
@@ -130,7 +131,7 @@ def _batch(job: Job) -> Found:
             f"({workers} workers / {stages} stages), got {batch}; "
             f"nearest: {_nearest(batch, replicas)}",
         )
-    elif batch == 1 and job.model.norm == "batch":
+    elif batch == 1 and "batch" in (getattr(job.model, "norm", None), getattr(job.model, "top_norm", None)):
         yield "train.global_batch_size", "must be at least 2 with norm batch, got 1"
 
 
@@ -141,6 +142,8 @@ def _nearest(value: int, unit: int) -> str:
 
 def _layers(job: Job) -> Found:
     size = job.data.image_size
+    if network.own_model(job) is None:
+        return
     try:
         network.layer_shapes(job, network.known_classes(job))
     except ValueError as error:
@@ -149,9 +152,11 @@ def _layers(job: Job) -> Found:
 
 def _votes(job: Job) -> Found:
     vote, layers = job.model.vote, network.units(job)
+    if vote == "fitted" and job.objective.name == "bp":
+        yield "model.vote", "must be last with objective bp, which has one head, got 'fitted'"
     if isinstance(vote, str):
         return
-    if len(vote) != layers:
+    if layers is not None and len(vote) != layers:
         yield "model.vote", f"must have one weight for each of the {layers} {_units(job)}, got {len(vote)}"
     elif not any(vote):
         yield "model.vote", f"must have a weight > 0, got {show(list(vote))}"
@@ -160,12 +165,13 @@ def _votes(job: Job) -> Found:
 def _channels(job: Job) -> Found:
     for key in ("mean", "std"):
         count = len(getattr(job.data, key))
-        if count != job.data.channels:
+        if count != job.data.channels and not (count == 0 and network.backbone_model(job)):
             yield f"data.{key}", f"must have one number per channel ({job.data.channels}), got {count}"
 
 
 def _augment(job: Job) -> Found:
-    augment, size = job.data.augment, job.data.image_size
+    # A size of 0 is the backbone's own, which its library alone knows.
+    augment, size = job.data.augment, job.data.image_size or 4096
     if augment.resized_crop is not None:
         low, high = augment.resized_crop
         if low > high:
@@ -181,6 +187,32 @@ def _augment(job: Job) -> Found:
                 f"data.augment.{key}",
                 f"must be at most data.image_size ({size}), got {getattr(augment, key)}",
             )
+
+
+_HFF_ALONE = ("margin", "scale", "sharpness", "prototypes_per_class")
+
+
+def _per_layer(job: Job) -> Found:
+    layers = network.units(job)
+    if layers is not None and len(job.per_layer) > layers:
+        yield (
+            "per_layer",
+            f"must have at most one entry for each of the {layers} {_units(job)}, got {len(job.per_layer)}",
+        )
+    for i, own in enumerate(job.per_layer):
+        for key in _HFF_ALONE:
+            if own is not None and getattr(own, key) is not None and job.objective.name != "hff":
+                yield (
+                    f"per_layer.{i}.{key}",
+                    f"must be left out (objective hff alone has it), got {getattr(own, key):g}",
+                )
+        if job.objective.name == "hff" and own is not None and own.scale is not None:
+            low, high = job.objective.scale_min, job.objective.scale_max
+            if not low <= own.scale <= high:
+                yield (
+                    f"per_layer.{i}.scale",
+                    f"must be from objective.scale_min ({low:g}) to objective.scale_max ({high:g}), got {own.scale:g}",
+                )
 
 
 def _scale(job: Job) -> Found:
@@ -229,7 +261,10 @@ def _and(words: list[str]) -> str:
 
 _DURATION = ("train.epochs", "train.steps", "train.samples")
 _WARMUP = ("train.warmup_epochs", "train.warmup_steps", "train.global_batch_size")
-_UNITS = ("model.arch", "model.widths", "objective.name", "objective.block_size")
+_UNITS = (
+    *("model.arch", "model.widths", "model.heads_at", "model.top_widths"),
+    *("objective.name", "objective.block_size"),
+)
 _MESH = ("cluster.workers", "cluster.stages", *_UNITS)
 
 RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
@@ -237,12 +272,13 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     ((*_DURATION, *_WARMUP, "data.train", "data.val", "data.expect"), _warmup),
     (("objective.name", "cluster.stages", "train.schedule"), _end_to_end),
     (_MESH, _mesh),
-    ((*_MESH, "train.global_batch_size", "model.norm"), _batch),
+    ((*_MESH, "train.global_batch_size", "model.norm", "model.top_norm"), _batch),
     (("model", "objective", "data.image_size", "data.channels", "data.expect.classes"), _layers),
     (("model.vote", *_UNITS), _votes),
     (("data.channels", "data.mean", "data.std"), _channels),
     (("data.augment", "data.image_size"), _augment),
     (("objective",), _scale),
+    (("per_layer", "objective", *_UNITS), _per_layer),
     (("data.train", "data.expect"), _digits),
     (("data.val", "data.expect"), _expected_val),
     (("cluster.transport", "cluster.use_gpu"), _transport),

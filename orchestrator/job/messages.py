@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from orchestrator.job.document import Path
-from orchestrator.job.schema import Job
 from orchestrator.job.show import show
 
+Root = type[BaseModel]
 _UNSPOKEN = 10**6
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _LIMITS = (*_BOUNDS, "min_length", "max_length")
@@ -32,12 +32,12 @@ class Problem:
     missing: bool = False
 
 
-def problems(errors: Sequence[Any], raw: Any) -> list[Problem]:
-    """One problem per key from pydantic's error list; `raw` holds the values as they were read."""
+def problems(errors: Sequence[Any], raw: Any, root: Root) -> list[Problem]:
+    """One problem per key from pydantic's error list; `raw` holds the values of a `root` as they were read."""
     found: dict[Path, Problem] = {}
     own: set[Path] = set()
     for error in errors:
-        problem = _problem(error, raw)
+        problem = _problem(error, raw, root)
         if problem is None:
             continue
         if problem.path not in found or (error["type"] in _OWN_ERRORS and problem.path not in own):
@@ -47,16 +47,16 @@ def problems(errors: Sequence[Any], raw: Any) -> list[Problem]:
     return list(found.values())
 
 
-def _problem(error: Any, raw: Any) -> Problem | None:
+def _problem(error: Any, raw: Any, root: Root) -> Problem | None:
     loc, kind = error["loc"], error["type"]
     if kind == "missing" and isinstance(loc[-1], int):
         loc, kind = loc[:-1], "too_short"
-    place = _place(loc, raw)
+    place = _place(loc, raw, root)
     if place is None:
         return None
     path, expected, section = place
     if kind == "extra_forbidden":
-        return Problem(path, _unknown_key(path, section))
+        return Problem(path, _unknown_key(path, section, root))
     if kind in _TAG_ERRORS:
         tag = error["ctx"]["discriminator"].strip("'")
         path = (*path, tag)
@@ -87,14 +87,14 @@ def lookup(raw: Any, path: Path) -> Any:
     return raw
 
 
-def _place(loc: Sequence[Any], raw: Any) -> tuple[Path, str, type[BaseModel] | None] | None:
+def _place(loc: Sequence[Any], raw: Any, root: Root) -> tuple[Path, str, type[BaseModel] | None] | None:
     """The key path of pydantic's location, what belongs there, and the section around it.
 
     Pydantic puts the names of union members between the keys. None when the error is about a member
     that the value does not try to be.
     """
     path: Path = ()
-    kind: Any = Job
+    kind: Any = root
     section: type[BaseModel] | None = None
     discriminator: Any = None
     rest = list(loc)
@@ -184,6 +184,8 @@ def describe(kind: Any) -> str:
         return " or ".join(dict.fromkeys(describe(member) for member in members))
     if get_origin(kind) is Literal:
         return _choice(get_args(kind))
+    if get_origin(kind) is dict:
+        return "a mapping of keys"
     if get_origin(kind) is tuple:
         items = get_args(kind)
         if items[-1] is Ellipsis:
@@ -200,7 +202,7 @@ def describe(kind: Any) -> str:
 
 def _plural(words: str) -> str:
     head, *tail = words.removeprefix("a ").split(" >", 1)
-    for singular in ("whole number", "number"):
+    for singular in ("whole number", "number", "mapping"):
         if head.startswith(singular):
             head = head.replace(singular, singular + "s", 1)
             break
@@ -242,13 +244,13 @@ def _near_value(expected: str, value: Any) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _unknown_key(path: Path, section: type[BaseModel] | None) -> str:
+def _unknown_key(path: Path, section: type[BaseModel] | None, root: Root) -> str:
     """Unknown keys: the nearest known one, a key of the same name elsewhere, or the list."""
     known = list(section.model_fields) if section is not None else []
     key = path[-1]
     text = f"must be a known key, got {show(key)}"
-    owners = [".".join(p[:-1]) for p in known_paths() if p[-1] == key and p[:-1] != path[:-1]]
-    hff_only = path[:-1] == ("objective",) and key in _hff_keys()
+    owners = [".".join(p[:-1]) for p in known_paths(root) if p[-1] == key and p[:-1] != path[:-1]]
+    hff_only = path[:-1] == ("objective",) and key in _hff_keys(root)
     if hff_only:
         return f"must be left out (objective hff alone has it), got {show(key)}"
     near = difflib.get_close_matches(key, known, n=1)
@@ -261,14 +263,14 @@ def _unknown_key(path: Path, section: type[BaseModel] | None) -> str:
     return text
 
 
-def _hff_keys() -> tuple[str, ...]:
-    members = _members(Job.model_fields["objective"].annotation)
+def _hff_keys(root: Root) -> tuple[str, ...]:
+    members = _members(root.model_fields["objective"].annotation)
     return tuple(next(m for m in members if "hff" in _literals(m, "name")).model_fields)
 
 
-def known_paths() -> Iterator[Path]:
-    """The key paths of all values that a job can have."""
-    return _paths(Job, ())
+def known_paths(root: Root) -> Iterator[Path]:
+    """The key paths of all values that a job of this kind can have."""
+    return _paths(root, ())
 
 
 def _paths(section: Any, path: Path) -> Iterator[Path]:

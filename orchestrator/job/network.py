@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hff.shapes import HeadShape, LayerShape
-    from orchestrator.job.schema import Job
+    from orchestrator.job.schema import BackboneModel, Job, OwnModel
 
 ASSUMED_CLASSES = 10
 DIGITS_CLASSES = 10
@@ -50,8 +50,10 @@ def layer_shapes(job: Job, num_classes: int | None) -> tuple[LayerShape, ...]:
     """
     from hff.shapes import ARCHITECTURES, describe
 
-    options = ARCHITECTURES[job.model.arch]
-    values = {f.name: getattr(job.model, f.name) for f in fields(options)}
+    model = own_model(job)
+    assert model is not None, "the shapes of a backbone are known to its own library alone"
+    options = ARCHITECTURES[model.arch]
+    values = {f.name: getattr(model, f.name) for f in fields(options)}
     return describe(
         options(**values),
         (job.data.channels, job.data.image_size, job.data.image_size),
@@ -66,14 +68,38 @@ def block_size(job: Job) -> int:
     return 1 if job.objective.name == "bp" else job.objective.block_size
 
 
-def units(job: Job) -> int:
-    """The number of locally trained units: what a stage can own."""
-    return 1 if job.objective.name == "bp" else -(-len(job.model.widths) // block_size(job))
+def own_model(job: Job) -> OwnModel | None:
+    """The model section when the network is an architecture of hff."""
+    from orchestrator.job.schema import OwnModel
+
+    return job.model if isinstance(job.model, OwnModel) else None
 
 
-def resolved_stages(job: Job) -> int:
+def backbone_model(job: Job) -> BackboneModel | None:
+    """The model section when the network is a timm backbone with heads."""
+    from orchestrator.job.schema import BackboneModel
+
+    return job.model if isinstance(job.model, BackboneModel) else None
+
+
+def units(job: Job) -> int | None:
+    """The number of locally trained units: what a stage can own. None where only the backbone can tell."""
+    if job.objective.name == "bp":
+        return 1
+    own, trunk = own_model(job), backbone_model(job)
+    if own is not None:
+        return -(-len(own.widths) // block_size(job))
+    if trunk is None or trunk.heads_at == "all":
+        return None
+    return (1 if trunk.heads_at == "last" else len(set(trunk.heads_at))) + len(trunk.top_widths)
+
+
+def resolved_stages(job: Job) -> int | None:
     """The number of stages: `auto` is the largest divisor of the workers that the network has layers for."""
     if job.cluster.stages != "auto":
         return job.cluster.stages
-    most = min(job.cluster.workers, units(job))
+    count = units(job)
+    if count is None:
+        return None
+    most = min(job.cluster.workers, count)
     return next(n for n in range(most, 0, -1) if job.cluster.workers % n == 0)

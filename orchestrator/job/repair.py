@@ -7,28 +7,44 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.job.document import Path
-from orchestrator.job.messages import Problem, known_paths, lookup
+from orchestrator.job.messages import Problem, Root, known_paths, lookup
+from orchestrator.job.schema import TrainJob, TransferJob
+from orchestrator.job.search import SearchJob
 
-KNOWN_PATHS = frozenset(known_paths())
+KINDS: dict[str, Root] = {"train": TrainJob, "search": SearchJob, "transfer": TransferJob}
+KNOWN_PATHS = {kind: frozenset(known_paths(root)) for kind, root in KINDS.items()}
 _TAGS = (("model", "arch", ("widths", "vote")), ("objective", "name", ("label_smoothing",)))
 
-STAND_INS: dict[Path, Any] = {
-    ("kind",): "train",
+_COMMON: dict[Path, Any] = {
     ("name",): "name",
     ("data",): "digits",
     ("data", "train"): "digits",
-    ("data", "image_size"): 64,
     ("data", "expect", "train_samples"): 1797,
     ("data", "expect", "classes"): 10,
     ("data", "val", "from_train"): 0.5,
-    ("model",): {"arch": "mlp", "widths": [8]},
-    ("model", "arch"): "mlp",
-    ("model", "widths"): [8],
     ("objective",): {"name": "ce"},
     ("objective", "name"): "ce",
     ("train",): {"epochs": 1, "global_batch_size": 64, "lr": 1.0},
     ("train", "global_batch_size"): 64,
     ("train", "lr"): 1.0,
+}
+_OWN: dict[str, dict[Path, Any]] = {
+    "train": {
+        ("data", "image_size"): 64,
+        ("model",): {"arch": "mlp", "widths": [8]},
+        ("model", "arch"): "mlp",
+        ("model", "widths"): [8],
+    },
+    "transfer": {("model",): {"backbone": "resnet18"}, ("model", "backbone"): "resnet18"},
+}
+STAND_INS: dict[str, dict[Path, Any]] = {
+    **{kind: {("kind",): kind, **_COMMON, **own} for kind, own in _OWN.items()},
+    "search": {
+        ("kind",): "search",
+        ("name",): "name",
+        ("base",): {},
+        ("space",): {"train.lr": {"choice": [1.0]}},
+    },
 }
 
 
@@ -45,7 +61,7 @@ def touches(unusable: set[Path], needs: Sequence[str]) -> bool:
 def of_stand_in(unusable: set[Path], path: Path) -> bool:
     """Whether a problem may be one of the architecture or objective that stands in for an unknown one."""
     return any(
-        (section, tag) in unusable and path[0] == section and path in KNOWN_PATHS and path[1] not in common
+        (section, tag) in unusable and path[0] == section and path in KNOWN_PATHS["train"] and path[1] not in common
         for section, tag, common in _TAGS
     )
 
@@ -63,15 +79,24 @@ def drop(raw: Any, path: Path) -> None:
         del owner[last]
 
 
-def mend(raw: dict[str, Any], problem: Problem) -> None:
+def kind_of(raw: dict[str, Any]) -> str:
+    """The kind of a draft; where it names none, the one that its keys look like."""
+    if raw.get("kind") in KINDS:
+        return str(raw["kind"])
+    if "base" in raw or "space" in raw:
+        return "search"
+    return "transfer" if isinstance(raw.get("model"), dict) and "backbone" in raw["model"] else "train"
+
+
+def mend(raw: dict[str, Any], problem: Problem, stand_ins: dict[Path, Any]) -> None:
     """Make a draft more valid: leave out an unusable value, put a stand-in where one is required."""
     if not problem.missing and lookup(raw, problem.path[:1]) is not None:
         drop(raw, problem.path)
     elif not problem.missing:
         raw.pop(problem.path[0], None)
     for path in [problem.path[:n] for n in range(len(problem.path), 0, -1)]:
-        if path in STAND_INS and lookup(raw, path) is None:
+        if path in stand_ins and lookup(raw, path) is None:
             owner = lookup(raw, path[:-1])
             if isinstance(owner, dict):
-                owner[path[-1]] = copy.deepcopy(STAND_INS[path])
+                owner[path[-1]] = copy.deepcopy(stand_ins[path])
                 return

@@ -15,7 +15,9 @@ from orchestrator.job.show import show
 
 INTERPRETER_LINE = "#!/usr/bin/env -S python -m orchestrator run"
 
-_FREE_SECTIONS = ("name", "runs", "cluster", "tracking", "checkpoint")
+_FREE_SECTIONS = ("name", "runs", "cluster", "tracking", "checkpoint", "controls")
+# Keys that came after the first version, at the value that means what it did: saved runs stay the same jobs.
+_LATER: dict[tuple[str, ...], Any] = {("per_layer",): [], ("train", "vote_from_train"): 0.1}
 _FREE_DATA = ("train", "test", "loader_threads", "prefetch_batches", "expect")
 
 
@@ -79,7 +81,19 @@ def decisive(job: Mapping[str, Any]) -> dict[str, Any]:
     data = {key: value for key, value in dict(job["data"]).items() if key not in _FREE_DATA}
     if not isinstance(data.get("val"), dict):
         data.pop("val", None)
-    return kept | {"data": data}
+    return _as_before(kept | {"data": data})
+
+
+def _as_before(values: dict[str, Any]) -> dict[str, Any]:
+    for path, value in _LATER.items():
+        *sections, key = path
+        owner = values
+        for name in sections:
+            owner[name] = dict(owner[name])
+            owner = owner[name]
+        if owner.get(key) == value:
+            del owner[key]
+    return values
 
 
 def job_sha256(job: Job) -> str:

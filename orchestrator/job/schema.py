@@ -5,7 +5,7 @@ A `Job` that exists is valid: single values are held by their types, relations b
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -140,15 +140,37 @@ def expand_digits(value: Any) -> Any:
     return {"train": "digits", "val": {"from_train": 0.25}, "image_size": 8, "channels": 1}
 
 
+class TransferData(Data):
+    """Images for a timm backbone: size, mean and spread are the backbone's own unless given (0 and [])."""
+
+    image_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    channels: Annotated[Literal[3], BeforeValidator(_whole)] = 3
+    mean: Annotated[tuple[float, ...], Field(strict=False)] = ()
+    std: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        """`digits` in full, in the size and the colours that the backbone wants."""
+        if value != "digits":
+            return value
+        return {key: v for key, v in expand_digits(value).items() if key not in ("image_size", "channels")}
+
+
 class Model(Section):
-    """What every architecture has: the widths of its layers and who decides the class."""
+    """What every network has: who decides the class. `fitted` weighs all layers' votes on held-out images."""
+
+    vote: Literal["last", "equal", "fitted"] | Annotated[tuple[NonNegative, ...], Field(strict=False)] = "last"
+
+
+class OwnModel(Model):
+    """What every architecture of hff has: the widths of its layers."""
 
     arch: str
     widths: Annotated[tuple[Width, ...], Field(strict=False, min_length=1, max_length=1000)]
-    vote: Literal["last", "equal"] | Annotated[tuple[NonNegative, ...], Field(strict=False)] = "last"
 
 
-class MlpModel(Model):
+class MlpModel(OwnModel):
     """Fully connected layers."""
 
     arch: Literal["mlp"]
@@ -156,7 +178,7 @@ class MlpModel(Model):
     dropout: Decay = 0.0
 
 
-class VggModel(Model):
+class VggModel(OwnModel):
     """3 x 3 convolutions, some followed by a 2 x 2 max-pooling; `pool_after` counts layers from 0."""
 
     arch: Literal["vgg"]
@@ -165,6 +187,24 @@ class VggModel(Model):
     first_stride: Annotated[int, Field(ge=1, le=64)] = 1
     head_grid: Annotated[int, Field(ge=1, le=64)] = 4
     norm: Literal["batch", "group", "none"] = "batch"
+
+
+class BackboneModel(Model):
+    """A timm backbone, split at its stages, with local heads and, on top, layers of our own.
+
+    `pretrained` is true (weights from timm's hub), false (random) or a local .safetensors or .pth file. `freeze`
+    is all, none, or how many stages from the bottom stay as they are. `heads_at` numbers stages from 0.
+    """
+
+    backbone: Words
+    pretrained: bool | Words = True
+    freeze: Literal["all", "none"] | Annotated[int, Field(ge=0, le=1000)] = "all"
+    heads_at: (
+        Literal["all", "last"] | Annotated[tuple[Natural, ...], Field(strict=False, min_length=1, max_length=1000)]
+    ) = "all"
+    head_grid: Annotated[int, Field(ge=1, le=64)] = 2
+    top_widths: Annotated[tuple[Width, ...], Field(strict=False)] = ()
+    top_norm: Literal["batch", "layer", "none"] = "batch"
 
 
 class HffObjective(Section):
@@ -219,6 +259,27 @@ class Train(Section):
     init_from: Words | None = None
     eval_every_epochs: Count = 1
     grad_clip: Positive | None = None
+    vote_from_train: OpenShare = 0.1
+
+
+class PerLayer(Section):
+    """What one layer has of its own instead of the values in `train` and `objective`."""
+
+    lr: Positive | None = None
+    weight_decay: NonNegative | None = None
+    margin: Annotated[float, Field(ge=0, le=2)] | None = None
+    scale: Positive | None = None
+    sharpness: Positive | None = None
+    label_smoothing: Decay | None = None
+    prototypes_per_class: Annotated[int, Field(ge=1, le=1024)] | None = None
+
+
+class Features(Section):
+    """The frozen backbone's outputs, computed once and kept beside the runs; `views` augmented ones per image."""
+
+    cache: bool = True
+    views: Annotated[int, Field(ge=1, le=1000)] = 1
+    dtype: Literal["float16", "float32"] = "float16"
 
 
 class Cluster(Section):
@@ -252,23 +313,43 @@ class Tracking(Section):
 
 
 class Job(Section):
-    """One training job, valid by construction."""
+    """What every run has, whatever its kind; valid by construction."""
 
-    kind: Literal["train"]
+    kind: str
     name: RunName
     runs: RunsFolder = "runs"
     data: Data
-    model: Annotated[MlpModel | VggModel, Field(discriminator="arch")]
+    model: Model
     objective: Annotated[HffObjective | CeObjective | BpObjective, Field(discriminator="name")]
     train: Train
+    per_layer: Annotated[tuple[PerLayer | None, ...], Field(strict=False, max_length=1000)] = ()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
-    def _relations(self) -> Job:
+    def _relations(self) -> Self:
         found = checks.check(self)
         if found:
             text = "\n".join(f"{f.key}: {f.text}" for f in found)
             raise PydanticCustomError("relations", "{text}", {"text": text, "found": found})
         return self
+
+
+class TrainJob(Job):
+    """A network of our own, trained from its first weights."""
+
+    kind: Literal["train"]
+    model: Annotated[MlpModel | VggModel, Field(discriminator="arch")]
+
+
+class TransferJob(Job):
+    """Heads and layers on a timm backbone, frozen or fine-tuned, and the controls to compare them with."""
+
+    kind: Literal["transfer"]
+    data: TransferData
+    model: BackboneModel
+    features: Features = Features()
+    controls: Annotated[
+        tuple[Literal["linear-probe", "knn", "prototype-last", "heads-vote", "bp"], ...], Field(strict=False)
+    ] = ()

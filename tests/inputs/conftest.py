@@ -118,7 +118,7 @@ YAML_FEATURES = (
         "train:\n  <<: {epochs: 4}\n  epochs: 4",
         "PATH:9: train.<<: must be a known key, got '<<' (known: epochs, steps, samples, global_batch_size, "
         "optimizer, lr, weight_decay, momentum, betas, lr_schedule, warmup_epochs, warmup_steps, schedule, "
-        "precision, seed, max_hours, init_from, eval_every_epochs, grad_clip)",
+        "precision, seed, max_hours, init_from, eval_every_epochs, grad_clip, vote_from_train)",
     ),
     _edit("list as a key", "name: sample", "[a]: b", "PATH:2: must have words as keys, got a list or a mapping as a key"),
 )  # fmt: skip
@@ -126,8 +126,8 @@ YAML_FEATURES = (
 KEYS = (
     _edit("unknown key on top", "cluster:", "clusters:", "PATH:12: clusters: must be a known key, got 'clusters'; did you mean 'cluster'?"),
     _edit("key of another section", "  image_size: 32", "  image_size: 32\n  seed: 1", "PATH:6: data.seed: must be a known key, got 'seed'; did you mean 'train.seed'?"),
-    _edit("empty key", "cluster:", "'':", "PATH:12: '': must be a known key, got '' (known: kind, name, runs, data, model, objective, train, cluster, checkpoint, tracking)"),
-    _edit("key of two lines", "cluster:", '"a\\nb":', "PATH:12: 'a\\nb': must be a known key, got 'a\\nb' (known: kind, name, runs, data, model, objective, train, cluster, checkpoint, tracking)"),
+    _edit("empty key", "cluster:", "'':", "PATH:12: '': must be a known key, got '' (known: kind, name, runs, data, model, objective, train, per_layer, cluster, checkpoint, tracking)"),
+    _edit("key of two lines", "cluster:", '"a\\nb":', "PATH:12: 'a\\nb': must be a known key, got 'a\\nb' (known: kind, name, runs, data, model, objective, train, per_layer, cluster, checkpoint, tracking)"),
     _edit("unknown augmentation", "  image_size: 32", "  image_size: 32\n  augment: {mixup: 0.2}", "PATH:6: data.augment.mixup: must be a known key, got 'mixup' (known: crop_padding, flip, resized_crop, cutout)"),
     _edit("missing key", "  lr: 1e-3\n", "", "PATH:8: train.lr: must be given (a number > 0), got nothing"),
     _edit("missing section", "objective: {name: hff}\n", "", "PATH:1: objective: must be given (a mapping of keys), got nothing"),
@@ -137,9 +137,9 @@ KEYS = (
     _edit("unknown optimizer", "  lr: 1e-3", "  lr: 1e-3\n  optimizer: lion", "PATH:12: train.optimizer: must be one of adamw, sgd, got 'lion'"),
     _edit("unknown objective", "{name: hff}", "{name: ff}", "PATH:7: objective.name: must be one of hff, ce, bp, got 'ff'; did you mean 'hff'?"),
     _edit("key of another objective", "{name: hff}", "{name: ce, margin: 0.1}", "PATH:7: objective.margin: must be left out (objective hff alone has it), got 'margin'"),
-    _edit("key of another architecture", "arch: vgg, widths: [8, 16, 32, 64]", "arch: mlp, widths: [8, 16]", "PATH:6: model.pool_after: must be a known key, got 'pool_after' (known: arch, widths, vote, norm, dropout)"),
-    _edit("kind of a later version", "kind: train", "kind: search\nspace: {lr: [1, 2]}", "PATH:1: kind: must be train in this version (search and transfer come later), got 'search'"),
-    _edit("unknown kind", "kind: train", "kind: tune", "PATH:1: kind: must be train, got 'tune'"),
+    _edit("key of another architecture", "arch: vgg, widths: [8, 16, 32, 64]", "arch: mlp, widths: [8, 16]", "PATH:6: model.pool_after: must be a known key, got 'pool_after' (known: vote, arch, widths, norm, dropout)"),
+    _edit("unknown kind", "kind: train", "kind: tune", "PATH:1: kind: must be one of train, search, transfer, got 'tune'"),
+    _edit("kind with a slip", "kind: train", "kind: trian", "PATH:1: kind: must be one of train, search, transfer, got 'trian'; did you mean 'train'?"),
 )  # fmt: skip
 
 VALUES = (
@@ -171,7 +171,7 @@ VALUES = (
     _edit("pair of three", "  lr: 1e-3", "  lr: 1e-3\n  betas: [0.9, 0.9, 0.9]", "PATH:12: train.betas: must be a list of 2 numbers >= 0 and < 1, got [0.9, 0.9, 0.9]"),
     _edit("stages", "stages: 2", "stages: two", "PATH:12: cluster.stages: must be auto or a whole number >= 1 and <= 65536, got 'two'"),
     _edit("no stages", "stages: 2", "stages: 0", "PATH:12: cluster.stages: must be auto or a whole number >= 1 and <= 65536, got 0"),
-    _edit("vote", "pool_after: [1]", "vote: [1, -1]", "PATH:6: model.vote: must be one of last, equal or a list of numbers >= 0, got [1, -1]"),
+    _edit("vote", "pool_after: [1]", "vote: [1, -1]", "PATH:6: model.vote: must be one of last, equal, fitted or a list of numbers >= 0, got [1, -1]"),
     _edit("held-out share", "  image_size: 32", "  image_size: 32\n  val: {from_train: 1.5}", "PATH:6: data.val.from_train: must be > 0 and < 1, got 1.5"),
     _edit("val of another kind", "  image_size: 32", "  image_size: 32\n  val: 0.1", "PATH:6: data.val: must be text or {from_train: SHARE}, got 0.1"),
     _edit("section as a value", "{name: hff}", "hff", "PATH:7: objective: must be a mapping of keys, got 'hff'"),
@@ -249,7 +249,7 @@ OVERRIDES = (
     _set("alias in --set", "train.lr=*a", "--set: train.lr: must be written out (no aliases), got the alias *a"),
     _set("two documents in --set", "train.lr=1\n---\n2", "--set: train.lr: must be one document, got a second one"),
     _set("unknown key in a mapping", "objective={name: hff, margn: 1}", "--set: objective.margn: must be a known key, got 'margn'; did you mean 'margin'?"),
-    _set("key of another architecture in --set", "model.dropout=0.1", "--set: model.dropout: must be a known key, got 'dropout' (known: arch, widths, vote, pool_after, first_kernel, first_stride, head_grid, norm)"),
+    _set("key of another architecture in --set", "model.dropout=0.1", "--set: model.dropout: must be a known key, got 'dropout' (known: vote, arch, widths, pool_after, first_kernel, first_stride, head_grid, norm)"),
     _set("relation with the file", "cluster.workers=3", "--set: cluster.workers: must be a multiple of cluster.stages (2), got 3; nearest: 2 and 4"),
 )  # fmt: skip
 

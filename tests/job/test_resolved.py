@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from orchestrator.job.load import differences, flatten, job_sha256, job_to_dict, job_yaml, load_job
-from orchestrator.job.schema import Job
+from orchestrator.job.schema import Job, TrainJob
 
 WORDS = [
     "no",
@@ -58,7 +58,7 @@ def random_job(rng: random.Random, folder: Path) -> Job:
     if name == "hff":
         objective |= some({"margin": rng.random(), "learn_scale": False, "scale": rng.uniform(16, 64)})
     replicas = rng.randint(1, 3)
-    return Job.model_validate(
+    return TrainJob.model_validate(
         {
             "kind": "train",
             "name": rng.choice(["a", "1e3", "no", "0x10", "010", "null", "1.5", "true", "on-2"]),

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from hff.shapes import ARCHITECTURES
-from orchestrator.job.schema import Job, MlpModel, VggModel
+from orchestrator.job.schema import MlpModel, TrainJob, VggModel
 
 MODELS = {"mlp": MlpModel, "vgg": VggModel}
 
@@ -24,7 +24,7 @@ def test_a_model_has_the_options_and_defaults_of_its_architecture(arch: str) -> 
 
 
 def test_every_architecture_can_be_named_in_a_job() -> None:
-    members = get_args(Job.model_fields["model"].annotation)
+    members = get_args(TrainJob.model_fields["model"].annotation)
     assert {get_args(m.model_fields["arch"].annotation)[0] for m in members} == set(ARCHITECTURES)
 
 
@@ -82,10 +82,10 @@ def test_lists_are_tuples_in_a_job(load: Any) -> None:
 
 def test_an_invalid_job_cannot_exist_as_an_object_either(load: Any) -> None:
     values = load().model_dump(mode="json")
-    assert Job.model_validate(values) == load()
+    assert TrainJob.model_validate(values) == load()
     values["cluster"] |= {"workers": 3, "stages": 2}
     with pytest.raises(ValidationError, match=r"must be a multiple of cluster\.stages"):
-        Job.model_validate(values)
+        TrainJob.model_validate(values)
 
 
 def test_whole_numbers_are_taken_where_numbers_are_asked(load: Any) -> None:
