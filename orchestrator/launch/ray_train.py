@@ -18,6 +18,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Ray's own default of 15 lets anything else on the machine starve the training.
+    "RAY_worker_niceness": "0",
 }
 
 
