@@ -1,15 +1,16 @@
 """The index beside the shards: what every sample is, where it lies and how its bytes are proved.
 
 `index.json` names classes, shards (bytes, SHA-256, samples) and the member table; `members.npy` is that table,
-memory-mapped, one row per sample. `Index.sha256` is the identity of the data, wherever they lie.
+memory-mapped, one row per sample. `Index.sha256` is the identity of the data, wherever they lie. Images and cached
+features are two kinds of the same form.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
@@ -20,12 +21,24 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import DataError
 
-FORMAT = "hff-shards"
 VERSION = 1
 SUFFIXES = ("jpg", "png")
 MEMBERS = "members.npy"
 # Tables up to this size (ImageNet's has 45 MB) are hashed when they are opened, larger ones by `data verify` alone.
 _HASHED_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a set of shards holds: its name in index.json, the suffixes of its members and the command that makes it."""
+
+    format: str
+    suffixes: tuple[str, ...]
+    command: str
+
+
+IMAGES = Kind("hff-shards", SUFFIXES, "orchestrator data pack SOURCE {folder}")
+FEATURES = Kind("hff-features", ("npy",), "orchestrator data features JOB")
 
 
 def member_dtype(key_bytes: int) -> np.dtype[Any]:
@@ -57,7 +70,8 @@ class Shard:
 class Index:
     """An opened index. Nothing of the shards themselves has been read yet.
 
-    `source` is the name of what was packed, `ignored` the number of its files that are no images.
+    `source` is the name of what was packed, `ignored` the number of its files that are no images, `extra` what
+    the kind states beside that.
     """
 
     folder: Path
@@ -68,6 +82,8 @@ class Index:
     members_sha256: str
     source: str = ""
     ignored: int = 0
+    kind: Kind = IMAGES
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -99,8 +115,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _identity(classes: Sequence[str], shards: Sequence[Shard], members_sha256: str) -> str:
-    content = [list(classes), [vars(s) for s in shards], members_sha256]
+def _identity(
+    classes: Sequence[str], shards: Sequence[Shard], members_sha256: str, extra: Mapping[str, Any] | None
+) -> str:
+    content = [list(classes), [vars(s) for s in shards], members_sha256, *([dict(extra)] if extra else [])]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -111,14 +129,17 @@ def write_index(
     members: NDArray[Any],
     source: str,
     ignored: int = 0,
+    *,
+    kind: Kind = IMAGES,
+    extra: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write members.npy, then index.json. Returns the identity."""
+    """Write members.npy, then index.json. Returns the identity, which covers `extra` (plain values) too."""
     table = folder / MEMBERS
     np.save(table, members)
     members_sha256 = file_sha256(table)
-    identity = _identity(classes, shards, members_sha256)
+    identity = _identity(classes, shards, members_sha256, extra)
     content = {
-        "format": FORMAT,
+        "format": kind.format,
         "version": VERSION,
         "sha256": identity,
         "source": source,
@@ -127,13 +148,14 @@ def write_index(
         "samples": len(members),
         "shards": [vars(s) for s in shards],
         "members": {"file": table.name, "bytes": table.stat().st_size, "sha256": members_sha256},
+        **({"extra": dict(extra)} if extra else {}),
     }
     (folder / "index.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return identity
 
 
-def open_index(path: str | Path) -> Index:
-    """Open the index in a folder of shards.
+def open_index(path: str | Path, kind: Kind = IMAGES) -> Index:
+    """Open the index in a folder of shards of one kind.
 
     Raises DataError when it is missing, is not ours, has no samples, or does not fit its member table.
     """
@@ -142,22 +164,24 @@ def open_index(path: str | Path) -> Index:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "make it with: orchestrator data pack SOURCE " + str(folder)
+        hint = "make it with: " + kind.command.format(folder=folder)
         raise DataError(f"{folder}: no index.json there; {hint}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
     try:
-        return _checked(folder, content)
+        return _checked(folder, content, kind)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: is not an index of this tool: {error} is missing or wrong") from None
 
 
-def _checked(folder: Path, content: dict[str, Any]) -> Index:
+def _checked(folder: Path, content: dict[str, Any], kind: Kind) -> Index:
     file = folder / "index.json"
     if not isinstance(content, dict):
         raise DataError(f"{file}: is not an index of this tool: expected a mapping, found {type(content).__name__}")
-    if content["format"] != FORMAT or content["version"] != VERSION:
-        raise DataError(f"{file}: expected format {FORMAT} version {VERSION}; pack the data again")
+    if content["format"] != kind.format or content["version"] != VERSION:
+        found = f"found {content['format']} version {content['version']}"
+        command = kind.command.format(folder=folder)
+        raise DataError(f"{file}: expected format {kind.format} version {VERSION}, {found}; make it with: {command}")
     shards = tuple(Shard(**shard) for shard in content["shards"])
     if not shards or content["samples"] == 0:
         raise DataError(f"{file}: names no shards; pack the data again")
@@ -171,12 +195,13 @@ def _checked(folder: Path, content: dict[str, Any]) -> Index:
     if in_shards != content["samples"]:
         raise DataError(f"{file}: expected {content['samples']} samples, its shards have {in_shards}")
     classes = tuple(content["classes"])
-    identity = _identity(classes, shards, stated["sha256"])
+    extra = content.get("extra", {})
+    identity = _identity(classes, shards, stated["sha256"], extra)
     if identity != content["sha256"]:
         raise DataError(f"{file}: was changed after packing: its SHA-256 is not the one that it states")
     members = _member_table(folder / MEMBERS, stated, content["samples"])
     source, ignored = content.get("source", ""), content.get("ignored", 0)
-    return Index(folder, classes, shards, identity, members, stated["sha256"], source, ignored)
+    return Index(folder, classes, shards, identity, members, stated["sha256"], source, ignored, kind, extra)
 
 
 def _member_table(table: Path, stated: dict[str, Any], samples: int) -> NDArray[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import os
 import shutil
@@ -21,6 +20,7 @@ import numpy as np
 from hff.randomness import derive_seed
 from orchestrator.data.decode import suffix_of
 from orchestrator.data.index import SUFFIXES, Index, Shard, member_dtype, open_index, write_index
+from orchestrator.data.shard_writer import ShardWriter
 from orchestrator.errors import DataError
 
 DIGITS = "digits"
@@ -224,7 +224,7 @@ def _write(found: Found, work: Path, shard_bytes: int, source: str, progress: Pr
     random = np.random.Generator(np.random.PCG64(derive_seed(0, "pack")))
     rows = np.zeros(len(items), dtype=member_dtype(_KEY_DIGITS))
     shards: list[Shard] = []
-    writer: _ShardWriter | None = None
+    writer: ShardWriter | None = None
     try:
         for i, chosen in enumerate(random.permutation(len(items)).tolist()):
             item = items[chosen]
@@ -233,7 +233,7 @@ def _write(found: Found, work: Path, shard_bytes: int, source: str, progress: Pr
             if suffix is None:
                 raise DataError(f"{source}: {item.name}: neither JPEG nor PNG by its first bytes; remove it")
             if writer is None:
-                writer = _ShardWriter(work / f"shard-{len(shards):06d}.tar")
+                writer = ShardWriter(work / f"shard-{len(shards):06d}.tar")
             key, label = f"{i:0{_KEY_DIGITS}d}", numbers[item.label]
             offset = writer.add(f"{key}.{suffix}", data)
             writer.add(f"{key}.cls", str(label).encode())
@@ -251,40 +251,3 @@ def _write(found: Found, work: Path, shard_bytes: int, source: str, progress: Pr
         if writer is not None:
             writer.close()
     write_index(work, classes, shards, rows, source, found.ignored)
-
-
-class _ShardWriter:
-    """A plain ustar file that knows where every member's bytes begin."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by close
-        self._digest = hashlib.sha256()
-        self.position = 0
-        self.samples = 0
-
-    def _put(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self.position += len(data)
-
-    def add(self, name: str, data: bytes) -> int:
-        """Append a member; returns the offset of its bytes."""
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        info.mode = 0o644
-        self._put(info.tobuf(tarfile.USTAR_FORMAT))
-        offset = self.position
-        self._put(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-        return offset
-
-    def finish(self) -> Shard:
-        self._put(bytes(2 * tarfile.BLOCKSIZE))
-        self._put(bytes(-self.position % tarfile.RECORDSIZE))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.close()
-        return Shard(self._path.name, self.position, self._digest.hexdigest(), self.samples)
-
-    def close(self) -> None:
-        self._file.close()

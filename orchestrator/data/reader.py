@@ -7,7 +7,7 @@ import threading
 import zlib
 from collections import OrderedDict
 
-from orchestrator.data.index import SUFFIXES, Index
+from orchestrator.data.index import Index
 from orchestrator.errors import DataError
 
 _BLOCK = 512
@@ -37,6 +37,7 @@ class ShardReader:
 
     def __init__(self, index: Index) -> None:
         self.index = index
+        self._suffixes = index.kind.suffixes
         self._paths = [os.path.join(index.folder, shard.name) for shard in index.shards]
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
@@ -49,12 +50,12 @@ class ShardReader:
         """(key, suffix, bytes) of sample i. Raises DataError naming shard, key, expected and found."""
         raw_key, shard, offset, length, crc, label, kind = self.index.members[i].item()
         key = raw_key.decode(errors="replace")
-        if shard >= len(self._paths) or offset < _BLOCK or kind >= len(SUFFIXES):
+        if shard >= len(self._paths) or offset < _BLOCK or kind >= len(self._suffixes):
             raise DataError(
                 f"{self.index.folder}: key {key}: its row in the member table is damaged "
                 f"(shard {shard}, offset {offset}, suffix {kind}); check with: orchestrator data verify"
             )
-        member = f"{key}.{SUFFIXES[kind]}"
+        member = f"{key}.{self._suffixes[kind]}"
         where = f"{self._paths[shard]}: key {key}"
         file = self._file(shard)
         try:
@@ -66,13 +67,13 @@ class ShardReader:
         header, payload = raw[:_BLOCK], raw[_BLOCK:]
         name = header[:100].rstrip(b"\0").decode(errors="replace")
         if name != member or not header_checksum_is_right(header):
-            raise DataError(f"{where}: the header of member .{SUFFIXES[kind]} is damaged (found name {name!r})")
+            raise DataError(f"{where}: the header of member .{self._suffixes[kind]} is damaged (found name {name!r})")
         found = zlib.crc32(payload)
         if found != crc:
-            raise DataError(f"{where}: member .{SUFFIXES[kind]}: expected CRC32 {crc:08x}, found {found:08x}")
+            raise DataError(f"{where}: member .{self._suffixes[kind]}: expected CRC32 {crc:08x}, found {found:08x}")
         if label >= len(self.index.classes):
             raise DataError(f"{where}: member .cls: label {label} is outside of {len(self.index.classes)} classes")
-        return key, SUFFIXES[kind], payload
+        return key, self._suffixes[kind], payload
 
     def _file(self, shard: int) -> _File:
         with self._lock:

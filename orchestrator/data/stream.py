@@ -1,6 +1,6 @@
-"""Batches of images, in order, exactly once: a WebDataset pipeline per batch, run ahead in threads.
+"""Batches in order, exactly once, made ahead in threads: of images here, of whatever a `Source` gives in general.
 
-source (our indexed reader) -> decode and crop -> batch and augment
+The source of images is a WebDataset pipeline per batch: our indexed reader -> decode and crop -> batch and augment
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` (B, C, H, W) uint8, `labels` (B,) int64, `indices` (B,) into the index, keys left out."""
+    """`images` (B, C, H, W) uint8 or cached features (B, D), `labels` (B,) int64, `indices` (B,) into the index,
+    and why samples were left out."""
 
     images: Tensor
     labels: Tensor
@@ -41,16 +42,34 @@ class Batch:
     skipped: tuple[str, ...]
 
 
-class _Stages:
-    """The stages of the pipeline, as WebDataset composes them."""
+class Source(Protocol):
+    """What makes a batch of chosen samples; called from several threads."""
 
-    def __init__(self, index: Index, labels: Indices, image_size: int, channels: int) -> None:
-        self._index, self._labels = index, labels
+    def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
+        """The samples `indices` as they are in `epoch` of training; None for evaluation."""
+
+
+class ImageSource:
+    """Decoded images of an index, augmented in training. The stages of the pipeline, as WebDataset composes them."""
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        image_size: int,
+        channels: int,
+        augment: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        labels: Indices | None = None,
+    ) -> None:
+        self._index, self._labels = index, index.labels if labels is None else labels
         self._reader = ShardReader(index)
         self._image_size, self._channels = image_size, channels
+        self._augment, self._seed = augment or {}, seed
 
-    def batch(self, indices: Indices, augmenter: Augmenter | None = None) -> Batch:
+    def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
         """Run one batch through the pipeline."""
+        augmenter = None if epoch is None else Augmenter(self._augment, seed=self._seed, epoch=epoch)
         pipeline = webdataset.DataPipeline(
             lambda: self._samples(indices, augmenter),
             webdataset.map(self._decoded),
@@ -119,31 +138,24 @@ class TrainStream:
 
     def __init__(
         self,
-        index: Index,
+        source: Source,
         subset: Indices,
         *,
         seed: int,
         lanes: int,
         window: int,
         global_batch_size: int,
-        image_size: int,
-        channels: int,
-        augment: Mapping[str, Any],
         replica: int = 0,
         replicas: int = 1,
         loader_threads: int = 1,
         prefetch_batches: int = 4,
-        labels: Indices | None = None,
         bad_sample_budget: float = 0.0001,
     ) -> None:
-        self._subset = subset
+        self._source, self._subset = source, subset
         self._seed, self._lanes, self._window = seed, lanes, window
         self._bounds = batch_bounds(len(subset), global_batch_size, replicas)
         self._replica, self._replicas = replica, replicas
-        self._augment = augment
         self._threads, self._prefetch = loader_threads, prefetch_batches
-        own_labels = index.labels if labels is None else labels
-        self._stages = _Stages(index, own_labels, image_size, channels)
         # At least one: a budget below one image in a small set still means "a few".
         self._allowed = max(1, int(bad_sample_budget * len(subset))) if bad_sample_budget else 0
 
@@ -186,10 +198,9 @@ class TrainStream:
         per_epoch = self.steps_per_epoch
         for epoch in range(start // per_epoch, -(-stop // per_epoch)):
             order = epoch_order(self._subset, seed=self._seed, epoch=epoch, lanes=self._lanes, window=self._window)
-            augmenter = Augmenter(self._augment, seed=self._seed, epoch=epoch)
             for step in range(max(start, epoch * per_epoch), min(stop, (epoch + 1) * per_epoch)):
                 indices = order[slice(*self._own(self._bounds[step % per_epoch]))]
-                yield partial(self._stages.batch, indices, augmenter)
+                yield partial(self._source.batch, indices, epoch)
 
 
 class EvalStream:
@@ -197,21 +208,19 @@ class EvalStream:
 
     def __init__(
         self,
-        index: Index,
+        source: Source,
         subset: Indices,
         batch_size: int,
         *,
-        image_size: int,
-        channels: int,
         loader_threads: int = 1,
         prefetch_batches: int = 4,
     ) -> None:
-        self._stages = _Stages(index, index.labels, image_size, channels)
+        self._source = source
         self._batches = [subset[i : i + batch_size] for i in range(0, len(subset), batch_size)]
         self._threads, self._prefetch = loader_threads, prefetch_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        tasks = (partial(self._stages.batch, indices) for indices in self._batches)
+        tasks = (partial(self._source.batch, indices) for indices in self._batches)
         with closing(_ahead(tasks, self._threads, self._prefetch)) as batches:
             for batch in batches:
                 if batch.skipped:

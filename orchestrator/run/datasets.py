@@ -15,7 +15,7 @@ from torch import Tensor
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.pack import pack
 from orchestrator.data.split import shuffled_labels, split_from_train
-from orchestrator.data.stream import Batch, EvalStream, TrainStream
+from orchestrator.data.stream import Batch, EvalStream, ImageSource, TrainStream
 from orchestrator.errors import DataError, JobError
 from orchestrator.pipeline.stage import StageInput
 
@@ -126,8 +126,16 @@ def train_stream(datasets: Datasets, job: dict[str, Any], *, replica: int, repli
             f"train.global_batch_size: must be at most the {len(part.subset)} training samples, "
             f"got {train['global_batch_size']}"
         )
-    return TrainStream(
+    source = ImageSource(
         part.index,
+        image_size=data["image_size"],
+        channels=data["channels"],
+        augment=data["augment"],
+        seed=train["seed"],
+        labels=labels,
+    )
+    return TrainStream(
+        source,
         part.subset,
         seed=train["seed"],
         lanes=data["lanes"],
@@ -135,12 +143,8 @@ def train_stream(datasets: Datasets, job: dict[str, Any], *, replica: int, repli
         global_batch_size=train["global_batch_size"],
         replica=replica,
         replicas=replicas,
-        image_size=data["image_size"],
-        channels=data["channels"],
-        augment=data["augment"],
         loader_threads=data["loader_threads"],
         prefetch_batches=data["prefetch_batches"],
-        labels=labels,
         bad_sample_budget=data["bad_sample_budget"],
     )
 
@@ -170,11 +174,9 @@ def eval_batches(
 ) -> Iterator[StageInput]:
     """Every sample of this replica's share exactly once; the last batch is marked, even if it is empty."""
     stream = EvalStream(
-        part.index,
+        ImageSource(part.index, image_size=data["image_size"], channels=data["channels"]),
         part.subset[replica::replicas],
         batch_size,
-        image_size=data["image_size"],
-        channels=data["channels"],
         loader_threads=data["loader_threads"],
         prefetch_batches=data["prefetch_batches"],
     )

@@ -23,7 +23,7 @@ from orchestrator.data.index import Index, Shard, open_index, write_index
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
 from orchestrator.data.pack import pack
 from orchestrator.data.split import shuffled_labels, split_from_train
-from orchestrator.data.stream import Batch, EvalStream, TrainStream
+from orchestrator.data.stream import Batch, EvalStream, ImageSource, TrainStream
 from orchestrator.errors import DataError
 
 
@@ -36,9 +36,10 @@ def stream(index: Index, **options: Any) -> TrainStream:
     subset = options.pop("subset", np.arange(index.num_samples))
     defaults: dict[str, Any] = {
         "seed": 0, "lanes": 4, "window": 300, "global_batch_size": 128, "image_size": 8, "channels": 1,
-        "augment": {"crop_padding": 1, "flip": True},
-    }  # fmt: skip
-    return TrainStream(index, subset, **(defaults | options))
+        "augment": {"crop_padding": 1, "flip": True}, "labels": None,
+    } | options  # fmt: skip
+    of_images = {name: defaults.pop(name) for name in ("image_size", "channels", "augment", "labels")}
+    return TrainStream(ImageSource(index, seed=defaults["seed"], **of_images), subset, **defaults)
 
 
 def content(batches: Iterator[Batch]) -> str:
@@ -129,7 +130,7 @@ def test_labels_and_pixels_are_those_of_the_index(digits: Index) -> None:
 
 def test_evaluation_gives_every_sample_once_and_in_order(digits: Index) -> None:
     subset = np.arange(3, 1797, 5)
-    batches = list(EvalStream(digits, subset, 100, image_size=8, channels=1, loader_threads=2))
+    batches = list(EvalStream(ImageSource(digits, image_size=8, channels=1), subset, 100, loader_threads=2))
     assert np.concatenate([b.indices for b in batches]).tolist() == subset.tolist()
 
 
@@ -299,7 +300,7 @@ def test_more_bad_images_than_the_budget_allows_end_the_run_and_name_them(damage
 
 def test_evaluation_tolerates_no_bad_image(damaged: Index) -> None:
     with pytest.raises(DataError, match="an image for evaluation cannot be decoded"):
-        list(EvalStream(damaged, np.arange(200), 50, image_size=8, channels=1))
+        list(EvalStream(ImageSource(damaged, image_size=8, channels=1), np.arange(200), 50))
 
 
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
@@ -308,7 +309,9 @@ def test_an_error_that_is_kept_keeps_no_threads(damaged: Index, kind: str) -> No
     if kind == "training":
         batches: Iterator[Batch] = stream(damaged, loader_threads=3, bad_sample_budget=0.0).epoch(0)
     else:
-        batches = iter(EvalStream(damaged, np.arange(1797), 32, image_size=8, channels=1, loader_threads=3))
+        batches = iter(
+            EvalStream(ImageSource(damaged, image_size=8, channels=1), np.arange(1797), 32, loader_threads=3)
+        )
     with pytest.raises(DataError) as kept:
         list(batches)
     assert kept.value is not None
