@@ -59,7 +59,8 @@ def build_layers(
             numbers = range(first, min(first + size, len(bodies)))
             made = [_body(options, n, bodies[n]) for n in numbers]
             body = made[0] if len(made) == 1 else nn.Sequential(*made)
-            layers.append(LocalLayer(units[index].name, body, _head(options, head, units[index])))
+            grid = 1 if isinstance(options, MlpOptions) else options.head_grid
+            layers.append(LocalLayer(units[index].name, body, make_head(head, units[index].head_features, grid)))
     return layers
 
 
@@ -76,12 +77,20 @@ def _body(options: Options, index: int, shape: LayerShape) -> nn.Module:
     )
 
 
-def _head(options: Options, head: HeadOptions, shape: LayerShape) -> Head:
-    grid = 1 if isinstance(options, MlpOptions) else options.head_grid
-    if head.kind == "linear":
-        return LinearHead(shape.head_features, head.num_classes, grid=grid, label_smoothing=head.label_smoothing)
+def make_head(head: HeadOptions, features: int, grid: int, prefix_tokens: int = 0) -> Head:
+    """A local head over `features` numbers, which it sees of maps pooled to `grid` x `grid`."""
+    made = _linear(head, features, grid) if head.kind == "linear" else _prototypes(head, features, grid)
+    made.prefix_tokens = prefix_tokens
+    return made
+
+
+def _linear(head: HeadOptions, features: int, grid: int) -> LinearHead:
+    return LinearHead(features, head.num_classes, grid=grid, label_smoothing=head.label_smoothing)
+
+
+def _prototypes(head: HeadOptions, features: int, grid: int) -> PrototypeHead:
     return PrototypeHead(
-        shape.head_features,
+        features,
         head.num_classes,
         grid=grid,
         prototypes_per_class=head.prototypes_per_class,

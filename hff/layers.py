@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from hff.objectives import Head
+from hff.objectives import Head, pool_to_grid
 
 
 class LocalLayer(nn.Module):
@@ -18,6 +19,38 @@ class LocalLayer(nn.Module):
         """The features, without the head."""
         y: Tensor = self.body(x)
         return y
+
+
+class Frozen(nn.Module):
+    """A body, or a part of one, that never learns: always in evaluation mode, no gradients, no optimizer state.
+
+    Its parameters and buffers are saved with the layer like all others.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stay in evaluation mode, whatever the network around it does."""
+        return super().train(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y: Tensor = self.module(x)
+        return y
+
+
+class Pooled(nn.Module):
+    """A map (B, C, H, W) or tokens (B, N, D) as what a head would see of them, (B, features)."""
+
+    def __init__(self, grid: int, prefix_tokens: int = 0) -> None:
+        super().__init__()
+        self.grid, self.prefix_tokens = grid, prefix_tokens
+
+    def forward(self, y: Tensor) -> Tensor:
+        return pool_to_grid(y, self.grid, self.prefix_tokens)
 
 
 def make_norm(norm: str, width: int, *, spatial: bool) -> list[nn.Module]:

@@ -14,8 +14,26 @@ from torch.nn import functional as F
 from hff.sphere import EPSILON, margin_loss, normalise, prototype_scores
 
 
+def pool_to_grid(y: Tensor, grid: int, prefix_tokens: int = 0) -> Tensor:
+    """Pool a map (B, C, H, W) to at most grid x grid and flatten; (B, D) stays.
+
+    Tokens (B, N, D) become a square map without their first `prefix_tokens` (class and register tokens).
+    """
+    if y.dim() == 3:
+        y = y[:, prefix_tokens:].transpose(1, 2)
+        y = y.unflatten(2, (math.isqrt(y.shape[2]), -1))
+    if y.dim() == 4:
+        size = (min(grid, y.shape[2]), min(grid, y.shape[3]))
+        if size != tuple(y.shape[2:]):
+            y = F.adaptive_avg_pool2d(y, size)
+    return y.flatten(1)
+
+
 class Head(nn.Module):
     """Features to class logits, and the loss that trains one layer. `grid` pools maps before flattening."""
+
+    # Tokens at the front of (B, N, D) that stand for no place in the image.
+    prefix_tokens = 0
 
     def __init__(self, features: int, num_classes: int, grid: int, label_smoothing: float) -> None:
         super().__init__()
@@ -23,12 +41,8 @@ class Head(nn.Module):
         self.grid, self.label_smoothing = grid, label_smoothing
 
     def flat(self, y: Tensor) -> Tensor:
-        """Pool a map (B, C, H, W) to at most grid x grid and flatten; (B, D) stays. Not in reduced precision."""
-        if y.dim() == 4:
-            size = (min(self.grid, y.shape[2]), min(self.grid, y.shape[3]))
-            if size != tuple(y.shape[2:]):
-                y = F.adaptive_avg_pool2d(y, size)
-        y = y.flatten(1)
+        """What the head sees of a layer's output, (B, features), never in reduced precision."""
+        y = pool_to_grid(y, self.grid, self.prefix_tokens)
         return y if y.dtype == torch.float64 else y.float()
 
     def forward(self, y: Tensor) -> Tensor:
