@@ -47,7 +47,7 @@ def _stage(first: int, last: int, receiver: Any, sender: Any) -> Stage:
         optimizers=[make_optimizer(layer, "adamw", lr=1e-3) for layer in layers],
         receiver=receiver,
         sender=sender,
-        learning_rate=lambda step: 1e-3,
+        learning_rate=lambda step, layer: 1e-3,
         trained=lambda step: None,
         output_shape=shapes[last].output,
         device=torch.device("cpu"),

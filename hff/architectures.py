@@ -37,7 +37,7 @@ class HeadOptions:
 def build_layers(
     options: Options,
     input_shape: Sequence[int],
-    head: HeadOptions,
+    head: HeadOptions | Sequence[HeadOptions],
     *,
     seed: int,
     block_size: int = 1,
@@ -46,10 +46,12 @@ def build_layers(
 ) -> list[LocalLayer]:
     """Build the locally trained units of an architecture, or those numbered in `only`.
 
-    Units are float32 on the CPU. Raises ValueError where the shapes do not fit.
+    `head` is that of every unit, or one for each. Units are float32 on the CPU. Raises ValueError where the shapes
+    do not fit.
     """
-    bodies = describe(options, input_shape, head.shape)
-    units = describe(options, input_shape, head.shape, block_size, end_to_end)
+    shape = head.shape if isinstance(head, HeadOptions) else [own.shape for own in head]
+    bodies = describe(options, input_shape, HeadShape("linear", 1))
+    units = describe(options, input_shape, shape, block_size, end_to_end)
     size = len(bodies) if end_to_end else block_size
     wanted = range(len(units)) if only is None else only
     layers = []
@@ -58,9 +60,10 @@ def build_layers(
             first = index * size
             numbers = range(first, min(first + size, len(bodies)))
             made = [_body(options, n, bodies[n]) for n in numbers]
+            own = head if isinstance(head, HeadOptions) else head[index]
             body = made[0] if len(made) == 1 else nn.Sequential(*made)
             grid = 1 if isinstance(options, MlpOptions) else options.head_grid
-            layers.append(LocalLayer(units[index].name, body, make_head(head, units[index].head_features, grid)))
+            layers.append(LocalLayer(units[index].name, body, make_head(own, units[index].head_features, grid)))
     return layers
 
 

@@ -74,20 +74,21 @@ Options = MlpOptions | VggOptions
 def describe(
     options: Options,
     input_shape: Sequence[int],
-    head: HeadShape,
+    head: HeadShape | Sequence[HeadShape],
     block_size: int = 1,
     end_to_end: bool = False,
 ) -> tuple[LayerShape, ...]:
     """Describe every locally trained unit of an architecture.
 
-    `input_shape` is (C, H, W). `block_size` bodies share one head; `end_to_end` makes one unit of all.
-    Raises ValueError where the shapes do not fit.
+    `input_shape` is (C, H, W). `head` is that of every unit, or one for each. `block_size` bodies share one head;
+    `end_to_end` makes one unit of all. Raises ValueError where the shapes do not fit.
     """
     bodies = _mlp(options, input_shape) if isinstance(options, MlpOptions) else _vgg(options, input_shape)
     grid = options.head_grid if isinstance(options, VggOptions) else 1
     size = len(bodies) if end_to_end else block_size
-    units = []
+    units: list[LayerShape] = []
     for start in range(0, len(bodies), size):
+        own = head if isinstance(head, HeadShape) else head[len(units)]
         group = bodies[start : start + size]
         features = head_features(group[-1].output, grid)
         units.append(
@@ -97,10 +98,10 @@ def describe(
                 output=group[-1].output,
                 head_features=features,
                 parameters=sum(b.parameters for b in group),
-                head_parameters=head.parameters(features),
+                head_parameters=own.parameters(features),
                 buffers=sum(b.buffers for b in group),
                 forward_flops=sum(b.forward_flops for b in group),
-                head_flops=head.flops(features),
+                head_flops=own.flops(features),
             )
         )
     return tuple(units)

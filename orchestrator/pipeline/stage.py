@@ -59,7 +59,7 @@ class StageTimes:
 class Stage:
     """Layers `first` .. of a network with their optimizers and the links to both neighbours.
 
-    `learning_rates(step)` gives one rate per layer of this stage, `trained(step)` the global index of the
+    `learning_rate(step, layer)` gives the rate of a layer by its global index, `trained(step)` the index of the
     only layer that trains at that step, or None when all do. `replicas` is the process group of the workers
     that hold the same layers, None when this worker is alone. `output_shape` is one sample's activation
     behind the last layer.
@@ -70,7 +70,7 @@ class Stage:
     optimizers: Sequence[torch.optim.Optimizer]
     receiver: Receiver | None
     sender: Sender | None
-    learning_rate: Callable[[int], float]
+    learning_rate: Callable[[int, int], float]
     trained: Callable[[int], int | None]
     output_shape: tuple[int, ...]
     device: torch.device
@@ -112,7 +112,6 @@ class Stage:
         count, stop = self._agree(batch)
         active = self.trained(batch.step)
         last_trained = self.first + len(self.layers) - 1 if active is None else active
-        learning_rate = self.learning_rate(batch.step)
         x = batch.x
         for i, layer in enumerate(self.layers):
             index = self.first + i
@@ -127,7 +126,7 @@ class Stage:
             if active is None and i == len(self.layers) - 1:
                 self._send("train", batch, x, None, stop)
             self._sum_gradients(layer)
-            self._apply(layer, self.optimizers[i], learning_rate)
+            self._apply(layer, self.optimizers[i], self.learning_rate(batch.step, index))
             totals = self.totals[i]
             totals.loss += update.loss_sum
             totals.correct += update.correct

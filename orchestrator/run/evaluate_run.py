@@ -45,6 +45,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
         num_classes=len(datasets.classes),
         seed=job["train"]["seed"],
         precision=precision,
+        per_layer=job["per_layer"],
     )
     for index, layer in enumerate(layers):
         checkpoint.load_layer(newest, index, layer)
@@ -56,7 +57,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
         optimizers=[make_optimizer(layer, "sgd", lr=1.0) for layer in layers],
         receiver=None,
         sender=None,
-        learning_rate=lambda step: 0.0,
+        learning_rate=lambda step, layer: 0.0,
         trained=lambda step: None,
         output_shape=(),
         device=device,

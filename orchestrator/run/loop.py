@@ -299,7 +299,7 @@ class Loop:
             "busy_fraction": self.busy,
             "wait_input_fraction": waits,
             "wall_seconds": self.train_seconds,
-            "learning_rate": self.schedule.learning_rate(done - 1),
+            "learning_rate": self.schedule.learning_rate(done - 1, self.schedule.depth(done, layers) - 1),
         }
         self.folder.append_event(event)
         self.context.report({"epoch": event["epoch"], "step": done, "val_top1": event["val_top1"]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from hff import shapes
 from hff.architectures import HeadOptions, build_layers
 from hff.layers import LocalLayer
 from hff.network import GreedyNetwork, vote_weights
+from orchestrator.job.per_layer import of_layer
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
@@ -45,12 +46,20 @@ def build(
     seed: int,
     precision: str = "float32",
     only: Iterable[int] | None = None,
+    per_layer: Sequence[Mapping[str, Any] | None] = (),
 ) -> list[LocalLayer]:
-    """Build the layers of a job, or those numbered in `only`; the bits of a layer depend on `seed` alone."""
+    """Build the layers of a job, or those numbered in `only`; the bits of a layer depend on `seed` alone.
+
+    `per_layer` says in what the heads differ from `objective`.
+    """
+    heads = [
+        head_options(of_layer(objective, per_layer, index), num_classes)
+        for index in range(len(model["widths"]) if per_layer else 0)
+    ]
     layers = build_layers(
         architecture(model),
         input_shape,
-        head_options(objective, num_classes),
+        heads or head_options(objective, num_classes),
         seed=seed,
         block_size=objective.get("block_size", 1),
         end_to_end=objective["name"] == "bp",
@@ -78,6 +87,7 @@ def description(job: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
     return {
         "model": job["model"],
         "objective": job["objective"],
+        "per_layer": job["per_layer"],
         "data": data,
         "precision": job["train"]["precision"],
         "classes": list(classes),

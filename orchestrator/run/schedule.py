@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hff.schedules import learning_rate
+from orchestrator.job.per_layer import of_layer
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,8 @@ class Schedule:
     """The whole course of a run, known before its first step.
 
     `phases` is 1 for simultaneous training and the number of layers for sequential training, where layer k
-    trains alone during phase k and every phase has its own learning-rate curve.
+    trains alone during phase k and every phase has its own learning-rate curve. `per_layer` has what a layer has
+    of its own.
     """
 
     steps_per_epoch: int
@@ -21,6 +24,7 @@ class Schedule:
     phases: int
     train: dict[str, Any]
     checkpoint: dict[str, Any]
+    per_layer: Sequence[Mapping[str, Any] | None] = ()
 
     @property
     def total_steps(self) -> int:
@@ -45,14 +49,14 @@ class Schedule:
         active = self.trained(max(0, steps_done - 1))
         return layers if active is None else min(active + 1, layers)
 
-    def learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: int, layer: int) -> float:
         warmup = self.train["warmup_steps"] or 0
         if self.train["warmup_epochs"]:
             warmup = round(self.train["warmup_epochs"] * self.steps_per_epoch)
         return learning_rate(
             step % self.steps_per_phase,
             self.steps_per_phase,
-            base_lr=self.train["lr"],
+            base_lr=of_layer(self.train, self.per_layer, layer)["lr"],
             schedule=self.train["lr_schedule"],
             warmup_steps=warmup,
         )
@@ -74,8 +78,15 @@ class Schedule:
         return steps_done % every == 0 and steps_done != self.total_steps
 
 
-def make_schedule(train: dict[str, Any], checkpoint: dict[str, Any], *, steps_per_epoch: int, layers: int) -> Schedule:
-    """Turn the job's duration, given in exactly one unit, into steps."""
+def make_schedule(
+    train: dict[str, Any],
+    checkpoint: dict[str, Any],
+    *,
+    steps_per_epoch: int,
+    layers: int,
+    per_layer: Sequence[Mapping[str, Any] | None] = (),
+) -> Schedule:
+    """Turn the job's duration, given in exactly one unit, into steps for the first `layers` layers."""
     phases = layers if train["schedule"] == "sequential" else 1
     if train["epochs"] is not None:
         steps = int(train["epochs"]) * steps_per_epoch
@@ -83,4 +94,4 @@ def make_schedule(train: dict[str, Any], checkpoint: dict[str, Any], *, steps_pe
         steps = int(train["steps"])
     else:
         steps = -(-int(train["samples"]) // int(train["global_batch_size"]))
-    return Schedule(steps_per_epoch, steps, phases, train, checkpoint)
+    return Schedule(steps_per_epoch, steps, phases, train, checkpoint, per_layer)

@@ -35,6 +35,7 @@ class HffModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             num_classes=len(d["classes"]),
             seed=0,
             precision=d["precision"],
+            per_layer=d["per_layer"],
         )
         for index, layer in enumerate(layers):
             checkpoint.load_layer(folder, index, layer)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from hff.layers import LocalLayer
 from hff.local import make_optimizer
 from orchestrator.errors import EXIT_OTHER, OrchestratorError
+from orchestrator.job.per_layer import of_layer
 from orchestrator.pipeline.links import LinkError, LinkShape, Receiver, Sender, open_links
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage
@@ -25,7 +26,7 @@ from orchestrator.run.datasets import Normalise, open_datasets
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.loop import Loop
-from orchestrator.run.schedule import make_schedule
+from orchestrator.run.schedule import Schedule, make_schedule
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Assignment:
     attempt_steps: list[list[int]]
     git_commit: str | None
     token: str
+    # With the sequential schedule: end after the phases of so many layers.
+    phases: int | None = None
 
 
 def work(assignment: Assignment, context: Context, device: torch.device) -> str:
@@ -100,19 +103,20 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
     mesh = Mesh(len(assignment.ranges), assignment.replicas)
     stage_index, _ = mesh.place(context.rank)
     datasets = open_datasets(job["data"], Path(job["runs"]))
+    depth = len(assignment.layer_names) if assignment.phases is None else assignment.phases
     schedule = make_schedule(
         job["train"],
         job["checkpoint"],
         steps_per_epoch=assignment.steps_per_epoch,
-        layers=len(assignment.layer_names),
+        layers=depth,
+        per_layer=job["per_layer"],
     )
     layers = _own_layers(assignment, stage_index, device)
-    optimizers = [_optimizer(layer, job["train"]) for layer in layers]
     first = assignment.ranges[stage_index][0]
-    if assignment.resume_from is not None:
-        for i, (layer, optimizer) in enumerate(zip(layers, optimizers, strict=True)):
-            state = None if assignment.weights_only else optimizer
-            checkpoint.load_layer(Path(assignment.resume_from), first + i, layer, state)
+    optimizers = [
+        _optimizer(layer, of_layer(job["train"], job["per_layer"], first + i)) for i, layer in enumerate(layers)
+    ]
+    _load_layers(assignment, schedule, first, layers, optimizers)
     peers = _replica_group(mesh, stage_index)
     if peers is not None:
         for layer in layers:
@@ -153,6 +157,29 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
                 link.close()
 
 
+def _load_layers(
+    assignment: Assignment,
+    schedule: Schedule,
+    first: int,
+    layers: list[LocalLayer],
+    optimizers: list[torch.optim.Optimizer],
+) -> None:
+    """Bring the layers from `first` on to the state of the checkpoint to go on from.
+
+    Layers whose phase has not begun are left as the seed made them: that is what the checkpoint has of them too,
+    unless the run was forked from one in which they have other options.
+    """
+    if assignment.resume_from is None:
+        return
+    source = Path(assignment.resume_from)
+    begun = len(assignment.layer_names)
+    if not assignment.weights_only:
+        begun = schedule.depth(checkpoint.read_state(source)["step"], begun)
+    for index, (layer, optimizer) in enumerate(zip(layers, optimizers, strict=True), start=first):
+        if index < begun:
+            checkpoint.load_layer(source, index, layer, None if assignment.weights_only else optimizer)
+
+
 def prepare_torch(cluster: dict[str, Any], device: torch.device) -> None:
     """Threads and determinism: the same bits for the same job on the same kind of machine."""
     if device.type == "cpu":
@@ -175,6 +202,7 @@ def _own_layers(assignment: Assignment, stage_index: int, device: torch.device) 
         num_classes=assignment.num_classes,
         seed=job["train"]["seed"],
         precision=job["train"]["precision"],
+        per_layer=job["per_layer"],
         only=range(first, last + 1),
     )
     # Convolutions are faster in this layout, on CPU (1.3x measured) and GPU alike.

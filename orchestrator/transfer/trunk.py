@@ -140,7 +140,9 @@ def split(model: Any, cuts: Cuts, *, called: set[str]) -> list[TrunkStage]:
     later = [
         TrunkStage(_shell(model, names), names, opens=False, channels_last=channels_last) for names in cuts.stages[1:]
     ]
-    unused = [name for name, child in _candidates(model) if name not in called and any(True for _ in child.parameters())]
+    unused = [
+        name for name, child in _candidates(model) if name not in called and any(True for _ in child.parameters())
+    ]
     for name in [*unused, *(n for names in cuts.stages[1:] for n in names)]:
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, nn.Identity())
