@@ -5,12 +5,16 @@ Nothing of another layer enters, and no gradient with respect to the layer's inp
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from hff.layers import LocalLayer
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,20 @@ def local_update(layer: LocalLayer, optimizer: torch.optim.Optimizer) -> None:
     layer.head.constrain_()
 
 
+def _eager(optimizer: type[AnyOptimizer]) -> type[AnyOptimizer]:
+    """The same optimizer without torch's guards for torch.compile.
+
+    Their first call imports torch._dynamo, which takes every worker 4 s of its start and 150 MB; nothing here is
+    compiled. The guards are decorators, so what they guard is found by unwrapping; `step` needs its no_grad again.
+    """
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in ("add_param_group", "zero_grad")}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return cast(type[AnyOptimizer], type(optimizer.__name__, (optimizer,), methods))
+
+
+_AdamW, _SGD = _eager(torch.optim.AdamW), _eager(torch.optim.SGD)
+
+
 def make_optimizer(
     layer: LocalLayer,
     name: str,
@@ -79,7 +97,7 @@ def make_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, foreach=True)
+        return _AdamW(groups, lr=lr, betas=betas, foreach=True)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, foreach=True)
+        return _SGD(groups, lr=lr, momentum=momentum, foreach=True)
     raise ValueError(f"optimizer must be adamw or sgd, got {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import os
 import shutil
@@ -100,10 +101,9 @@ def _opened(source: str | Path, scratch: Path) -> Iterator[Found]:
 def _digits() -> list[Item]:
     """scikit-learn's 1797 handwritten digits, 8 x 8, as gray PNG (Alpaydin and Kaynak, UCI 1998)."""
     from PIL import Image
-    from sklearn.datasets import load_digits
 
-    data = load_digits()
-    pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
+    table = np.loadtxt(_digits_file(), delimiter=",", dtype=np.float64)
+    pixels = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
 
     def reader(i: int) -> Callable[[], bytes]:
         def read() -> bytes:
@@ -113,11 +113,18 @@ def _digits() -> list[Item]:
 
         return read
 
-    labels = [str(label) for label in data.target]
+    labels = [f"{label:.0f}" for label in table[:, -1]]
     return sorted(
         (Item(label, f"{label}/{i:04d}.png", reader(i)) for i, label in enumerate(labels)),
         key=lambda item: (item.label, item.name),
     )
+
+
+def _digits_file() -> Path:
+    """Where scikit-learn keeps them; importing it for this one table would take 4 s."""
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations, "a dependency of this package"
+    return Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
 
 
 def _is_image(name: PurePosixPath | Path) -> bool:

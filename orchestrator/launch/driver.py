@@ -115,9 +115,13 @@ def _drive(drive: Drive) -> dict[str, Any]:
     failures: list[Failure] = []
     use_ray = job.cluster.launcher == "ray" and drive.launch is None
     session = RaySession(drive.values["cluster"]) if use_ray else nullcontext()
+    # MLflow takes seconds to open, and so does Ray.
+    opening = threading.Thread(target=tracking.open_store, args=[_uri(drive)], name="tracking", daemon=True)
+    opening.start()
     with session as ray:
         if isinstance(ray, RaySession):
             ray.check_resources()
+        opening.join()
         while True:
             attempt = prepare.next_attempt(folder, "auto")
             attempt = replace(attempt, run_id=_track(drive, attempt, plan))

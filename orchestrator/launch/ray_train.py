@@ -22,6 +22,13 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 
+# For a Ray of our own on one machine: processes that would start and do nothing. Every job's workers have an
+# environment of their own, so workers started ahead are thrown away, and nobody announces the loss of this machine.
+_OWN_ENVIRONMENT = {
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
 
 class RayContext:
     """The loop's context inside a Ray Train worker."""
@@ -82,6 +89,8 @@ class RaySession:
                 ray.init(address=address, **options)
             else:
                 self.own = True
+                for name, value in _OWN_ENVIRONMENT.items():
+                    os.environ.setdefault(name, value)
                 ray.init(address="local", include_dashboard=False, num_cpus=self._local_cpus(), **options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"

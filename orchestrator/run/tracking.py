@@ -13,7 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ def _failure(uri: str, error: Exception) -> OrchestratorError:
         f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0]}\n"
         "Start the server, correct tracking.uri, or leave it out to track in a database beside the runs."
     )
+
+
+def open_store(uri: str) -> None:
+    """Import MLflow and make its tables, where they are ours to make, so that `create_run` need not wait for it."""
+    # What does not work is said by create_run, with the remedy.
+    with suppress(Exception), _client(uri) as client:
+        if uri.startswith("sqlite:"):
+            client.search_experiments(max_results=1)
 
 
 def create_run(

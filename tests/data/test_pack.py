@@ -14,6 +14,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from orchestrator.data.decode import decode
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.pack import pack
 from orchestrator.data.reader import ShardReader
@@ -87,6 +88,16 @@ def test_the_embedded_digits_pack_without_any_source(tmp_path: Path) -> None:
     index = pack("digits", tmp_path / "digits")
     assert (index.num_samples, index.classes) == (1797, tuple("0123456789"))
     assert problems(index) == []
+
+
+def test_the_embedded_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    index, reference = pack("digits", tmp_path / "digits"), load_digits()
+    reader = ShardReader(index)
+    pixels = [decode(reader.read(i)[2], image_size=8, channels=1) for i in range(index.num_samples)]
+    packed = sorted((int(y), np.rint(x * (16 / 255)).tobytes()) for y, x in zip(index.labels, pixels, strict=True))
+    assert packed == sorted((int(y), x.tobytes()) for y, x in zip(reference.target, reference.images, strict=True))
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(image_folder: Path, packed: Index) -> None:
