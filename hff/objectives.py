@@ -48,6 +48,8 @@ class Head(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         """Logits (B, C) of a layer's output."""
+        if not torch.is_autocast_enabled(y.device.type):  # an exported graph then has no autocast region
+            return self.logits(self.flat(y))
         with torch.autocast(y.device.type, enabled=False):
             return self.logits(self.flat(y))
 

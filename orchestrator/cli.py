@@ -19,6 +19,8 @@ examples:
   orchestrator plan jobs/imagenet.yaml --workers 2,4,8    who would own which layers
   orchestrator data pack my-images/ data/my-images        image folder -> WebDataset shards and index
   orchestrator report runs/quickstart                     one HTML page
+  orchestrator predict runs/mine cat.jpg                  the likeliest classes and every layer's vote
+  orchestrator export runs/mine --format onnx             the network for other programs
 
 exit codes: 0 done, 2 bad job file or command, 3 bad data, 4 bad or missing checkpoint,
             75 interrupted and resumable, 1 anything else
@@ -81,6 +83,23 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     evaluate.add_argument("--data", metavar="OUT", help="shards to classify instead of the job's own val data")
     evaluate.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
+
+    predict = commands.add_parser("predict", help="classify image files; shows how every layer voted")
+    predict.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    predict.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="JPEG or PNG files")
+    predict.add_argument("--top", metavar="N", default="5", help="how many classes to show (default 5)")
+    predict.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON (- for stdout)")
+
+    export = commands.add_parser("export", help="write a run's network as one file for other programs")
+    export.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("torch-export", "onnx", "safetensors"),
+        help="what to write; images (N, H, W, C) uint8 in, scores (N, classes) out",
+    )
+    export.add_argument("--out", metavar="FILE", type=Path, help="default: RUN/network.pt2, .onnx or .safetensors")
+    export.add_argument("--force", action="store_true", help="replace the file if it is there already")
 
     report = commands.add_parser("report", help="one self-contained HTML page for one run or several")
     report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders")
@@ -185,6 +204,34 @@ def _eval(arguments: argparse.Namespace) -> int:
     return eval_command(arguments.run, arguments.data, arguments.json)
 
 
+def _predict(arguments: argparse.Namespace) -> int:
+    from orchestrator.show.predictions import predict_command
+
+    if not arguments.top.isdecimal() or int(arguments.top) < 1:
+        raise JobError(f"--top: must be a whole number >= 1, got {arguments.top!r}")
+    _silence()
+    return predict_command(arguments.run, arguments.images, int(arguments.top), arguments.json)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from orchestrator.run.export import export_run
+
+    _silence()
+    done = export_run(arguments.run, arguments.format, arguments.out, replace=arguments.force)
+    print(f"Written: {done.path} (scores differ from the run's network by at most {done.difference:.1g})")
+    return EXIT_DONE
+
+
+def _silence() -> None:
+    """Libraries warn about their own affairs; the user of a command sees our words only."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore")
+    for library in ("torch", "onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 def _report(arguments: argparse.Namespace) -> int:
     from orchestrator.show.report import write_report
 
@@ -216,6 +263,8 @@ _COMMANDS = {
     "plan": _plan,
     "data": _data,
     "eval": _eval,
+    "predict": _predict,
+    "export": _export,
     "report": _report,
     "runs": _runs,
 }

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import EXIT_DONE, CheckpointError, JobError
+from orchestrator.errors import EXIT_DONE, JobError
 from orchestrator.job.load import load_job
 from orchestrator.run.folder import write_json
 
@@ -79,8 +79,6 @@ def eval_command(run: Path, location: str | None, json_path: Path | None) -> int
     from orchestrator.run.evaluate_run import evaluate_run
     from orchestrator.show.terminal import percent
 
-    if not (run / "job.yaml").is_file():
-        raise CheckpointError(f"{run}: not a run folder (no job.yaml in it); give RUNS/NAME")
     result = evaluate_run(run, location)
     print(f"{run.name} at step {result['step']}: {result['samples']} images of {result['data']}")
     for index, top1 in enumerate(result["layer_top1"]):

@@ -23,10 +23,11 @@ from orchestrator.launch.signals import StopSignal
 from orchestrator.pipeline.plan import Plan
 from orchestrator.run import checkpoint, network, prepare, tracking
 from orchestrator.run.context import LocalContext
-from orchestrator.run.datasets import Datasets, open_classes, open_datasets, prepare_embedded
+from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.loop import run_token, steps_per_epoch
 from orchestrator.run.planning import plan_for, shapes_of
+from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.plots import accuracy_plot
 from orchestrator.show.terminal import Follower, plan_table, result_table
@@ -109,6 +110,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     plan = plan_for(job, shapes, len(datasets.train.subset), len(datasets.classes))
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.job, job_yaml(job))
+    write_json(folder.classes, datasets.classes)
     names = [shape.name for shape in shapes]
     drive.say(plan_table(plan.to_json(), names, job_name=job.name))
     folder.append_event({"event": "plan", **plan.to_json(), "layer_names": names})
@@ -308,7 +310,8 @@ def _log_result(drive: Drive, assignment: Assignment) -> None:
     folder, uri = drive.folder, _uri(drive)
     newest, _ = checkpoint.newest_valid(folder)
     assert newest is not None, "a finished run has saved its last step"
-    description = network.description(drive.values, open_classes(drive.values["data"], Path(drive.job.runs)))
+    state = checkpoint.read_state(newest)
+    description = network.description(drive.values, class_names(folder, drive.values), state)
     plot = folder.path / "accuracy.svg"
     events, _ = folder.read_events()
     plot.write_text(accuracy_plot(events, assignment.layer_names), encoding="utf-8")

@@ -18,6 +18,7 @@ from orchestrator.data.split import shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, ImageSource, TrainStream
 from orchestrator.errors import DataError, JobError
 from orchestrator.pipeline.stage import StageInput
+from orchestrator.run.classifier import pixel_statistics
 
 Indices = NDArray[np.int64]
 
@@ -153,10 +154,9 @@ class Normalise:
     """uint8 images (B, C, H, W) to the network's dtype on the device: (x / 255 - mean) / std per channel."""
 
     def __init__(self, data: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
-        shape = (1, data["channels"], 1, 1)
         self.device, self.dtype = device, dtype
-        self.mean = torch.tensor(data["mean"], dtype=dtype, device=device).view(shape) * 255
-        self.scale = 1 / (torch.tensor(data["std"], dtype=dtype, device=device).view(shape) * 255)
+        mean, scale = pixel_statistics(data, dtype)
+        self.mean, self.scale = mean.to(device), scale.to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         x = images.to(self.device, non_blocking=True).to(self.dtype, memory_format=torch.channels_last)

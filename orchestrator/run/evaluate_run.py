@@ -9,15 +9,13 @@ import numpy as np
 import torch
 
 from hff.local import make_optimizer
-from orchestrator.errors import CheckpointError, DataError
-from orchestrator.job.load import load_job
-from orchestrator.job.resolved import job_to_dict
+from orchestrator.errors import DataError
 from orchestrator.pipeline.stage import Stage
-from orchestrator.run import checkpoint, network
+from orchestrator.run import network
 from orchestrator.run.context import Control
 from orchestrator.run.datasets import Normalise, Part, eval_batches, open_datasets
 from orchestrator.run.evaluate import evaluate
-from orchestrator.run.folder import RunFolder
+from orchestrator.run.trained import trained_run, vote_weights
 
 _BATCH = 250
 
@@ -27,29 +25,13 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
 
     Raises CheckpointError without a whole checkpoint and DataError for data of other classes.
     """
-    folder = RunFolder(run)
-    job = job_to_dict(load_job(folder.job))
-    newest, _ = checkpoint.newest_valid(folder)
-    if newest is None:
-        raise CheckpointError(f"{run}: has no checkpoint yet")
-    runs = Path(job["runs"])
-    datasets = open_datasets(job["data"], runs)
-    part = datasets.val if location is None else _foreign(location, datasets.classes)
+    trained = trained_run(run)
+    job = trained.job
+    datasets = open_datasets(job["data"], Path(job["runs"]))
+    part = datasets.val if location is None else _foreign(location, trained.classes)
     if part is None:
         raise DataError(f"{run}: its job names no validation data; give some with --data OUT")
-    size, precision = job["data"]["image_size"], job["train"]["precision"]
-    layers = network.build(
-        job["model"],
-        job["objective"],
-        input_shape=(job["data"]["channels"], size, size),
-        num_classes=len(datasets.classes),
-        seed=job["train"]["seed"],
-        precision=precision,
-        per_layer=job["per_layer"],
-    )
-    for index, layer in enumerate(layers):
-        checkpoint.load_layer(newest, index, layer)
-        layer.to(memory_format=torch.channels_last)
+    layers = [layer.to(memory_format=torch.channels_last) for layer in trained.layers()]
     device = torch.device("cpu")
     stage = Stage(
         first=0,
@@ -62,19 +44,19 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
         output_shape=(),
         device=device,
     )
-    normalise = Normalise(job["data"], device, network.DTYPES[precision])
+    normalise = Normalise(job["data"], device, network.DTYPES[trained.description["precision"]])
     batches = eval_batches(part, job["data"], normalise, batch_size=_BATCH, replica=0, replicas=1)
     result = evaluate(
         stage,
         batches,
-        vote_weights=network.votes(job["model"], len(layers), len(layers)),
-        num_classes=len(datasets.classes),
+        vote_weights=vote_weights(trained.description, len(layers)),
+        num_classes=len(trained.classes),
         is_last=True,
         control=Control(1),
     )
     return {
-        "run": folder.path.name,
-        "step": int(checkpoint.read_state(newest)["step"]),
+        "run": trained.name,
+        "step": trained.step,
         "data": str(part.index.folder),
         "samples": result.samples,
         "top1": result.top1,

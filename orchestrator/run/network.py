@@ -11,7 +11,7 @@ import torch
 from hff import shapes
 from hff.architectures import HeadOptions, build_layers
 from hff.layers import LocalLayer
-from hff.network import GreedyNetwork, vote_weights
+from hff.network import vote_weights
 from orchestrator.job.per_layer import of_layer
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
@@ -76,19 +76,34 @@ def votes(model: dict[str, Any], layers: int, depth: int) -> tuple[float, ...]:
     return (*vote_weights(vote, depth), *([0.0] * (layers - depth)))
 
 
-def network(model: dict[str, Any], layers: Sequence[LocalLayer]) -> GreedyNetwork:
-    """The whole network in one process, for prediction."""
-    return GreedyNetwork(list(layers), vote=model.get("vote", "last"))
+def description(job: dict[str, Any], classes: Sequence[str], state: dict[str, Any] | None = None) -> dict[str, Any]:
+    """All that is needed to rebuild a trained network from its layer files.
 
-
-def description(job: dict[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """All that is needed to rebuild a trained network from its layer files."""
+    `state` is that of the checkpoint with the files; vote weights in it, found by the run, stand above
+    the job's word for them.
+    """
     data = {key: job["data"][key] for key in ("image_size", "channels", "mean", "std")}
     return {
+        "name": job["name"],
         "model": job["model"],
         "objective": job["objective"],
         "per_layer": job["per_layer"],
         "data": data,
         "precision": job["train"]["precision"],
         "classes": list(classes),
+        "vote_weights": (state or {}).get("vote_weights"),
     }
+
+
+def rebuild(description: Mapping[str, Any]) -> list[LocalLayer]:
+    """Layers of the described network, with weights yet to be filled in."""
+    size = description["data"]["image_size"]
+    return build(
+        description["model"],
+        description["objective"],
+        input_shape=(description["data"]["channels"], size, size),
+        num_classes=len(description["classes"]),
+        seed=0,
+        precision=description["precision"],
+        per_layer=description["per_layer"],
+    )

@@ -6,6 +6,8 @@ model.json and layer_*.safetensors.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from orchestrator.data.decode import decode
-from orchestrator.run import checkpoint, network
+from orchestrator.data.decode import BadImage
+from orchestrator.run.classifier import pixels
+from orchestrator.run.trained import load_classifier
 
 
 class HffModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -26,51 +29,50 @@ class HffModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Rebuild the network from the artifact folder `network`."""
         folder = Path(context.artifacts["network"])
         self.description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        d = self.description
-        size = d["data"]["image_size"]
-        layers = network.build(
-            d["model"],
-            d["objective"],
-            input_shape=(d["data"]["channels"], size, size),
-            num_classes=len(d["classes"]),
-            seed=0,
-            precision=d["precision"],
-            per_layer=d["per_layer"],
-        )
-        for index, layer in enumerate(layers):
-            checkpoint.load_layer(folder, index, layer)
-        self.network = network.network(d["model"], layers).eval()
+        self.classifier = load_classifier(self.description, folder)
 
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> NDArray[np.float32]:
-        """Log-probabilities (N, classes) of uint8 images (N, H, W, C), or of a list of JPEG or PNG files' bytes."""
-        data = self.description["data"]
-        images = torch.from_numpy(self._pixels(model_input).transpose(0, 3, 1, 2).copy())
-        dtype = network.DTYPES[self.description["precision"]]
-        shape = (1, data["channels"], 1, 1)
-        mean = torch.tensor(data["mean"], dtype=dtype).view(shape) * 255
-        scale = 1 / (torch.tensor(data["std"], dtype=dtype).view(shape) * 255)
-        with torch.inference_mode():
-            votes: torch.Tensor = self.network((images.to(dtype) - mean) * scale)
-        return votes.float().numpy()
+        """Scores (N, classes), whose argmax is the class that `orchestrator eval` gives.
 
-    def _pixels(self, model_input: Any) -> NDArray[np.uint8]:
-        """(N, H, W, C) uint8 of the network's size. Raises ValueError for anything else."""
+        Takes whole numbers of 0 to 255 of shape (N, H, W, C) in the network's own size, or JPEG or PNG files: their
+        bytes, or base64 text of them as JSON carries it, as a list, an array or the only column of a table.
+        Raises ValueError for anything else, with the position of a file that is none.
+        """
+        with torch.inference_mode():
+            scores: torch.Tensor = self.classifier(torch.from_numpy(self._images(model_input)))
+        return scores.numpy()
+
+    def _images(self, model_input: Any) -> NDArray[np.uint8]:
+        """(N, H, W, C) uint8 of the network's size."""
+        values = np.asarray(getattr(model_input, "values", model_input))
+        if values.dtype.kind in "OSU" and values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        if values.ndim == 1 and values.dtype.kind in "OSU":
+            return np.stack([self._decoded(i, item) for i, item in enumerate(values.tolist())])
+        return self._checked(values)
+
+    def _decoded(self, position: int, item: Any) -> NDArray[np.uint8]:
+        try:
+            content = base64.b64decode(item, validate=False) if isinstance(item, str) else bytes(item)
+            return pixels(content, self.description["data"])
+        except (BadImage, binascii.Error, TypeError, ValueError) as error:
+            raise ValueError(f"image {position}: {error}") from error
+
+    def _checked(self, images: NDArray[Any]) -> NDArray[np.uint8]:
+        """Arrays as they are, or as JSON brought them: whole numbers without their type."""
         data = self.description["data"]
         size, channels = data["image_size"], data["channels"]
-        values = getattr(model_input, "values", model_input)
-        if isinstance(values, np.ndarray) and values.dtype == object:
-            values = values.reshape(-1).tolist()
-        if isinstance(values, list) and values and isinstance(values[0], bytes):
-            return np.stack([decode(item, image_size=size, channels=channels) for item in values])
-        images = np.asarray(values)
         if images.ndim == 3 and channels == 1:
             images = images[..., None]
-        if images.ndim != 4 or images.shape[1:] != (size, size, channels) or images.dtype != np.uint8:
+        if images.dtype == object:
+            images = np.array(images.tolist())
+        fits = images.ndim == 4 and images.shape[1:] == (size, size, channels) and images.dtype.kind in "iu"
+        if not fits or (images.size and (images.min() < 0 or images.max() > 255)):
             raise ValueError(
                 f"images must be uint8 of shape (N, {size}, {size}, {channels}) or JPEG or PNG bytes, "
                 f"got {images.dtype} {images.shape}"
             )
-        return images
+        return np.ascontiguousarray(images, dtype=np.uint8)
 
 
 # MLflow runs this file when a model is logged and loaded; an ordinary import must not set anything.

@@ -1,0 +1,182 @@
+"""A run's network as one file for other programs: torch.export, ONNX or safetensors.
+
+All three take uint8 images (N, H, W, C) and give the scores (N, classes) of `classifier.Classifier`, with the
+normalisation inside, for any N. Every file is read back and compared with the network before it gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from orchestrator.errors import CheckpointError, JobError, OrchestratorError
+from orchestrator.run import network
+from orchestrator.run.classifier import Classifier
+from orchestrator.run.trained import TrainedRun, trained_run, vote_weights
+
+Scores = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+# A score is the sum of logarithms down to about -2 * scale, where float32 is that much coarser.
+ABSOLUTE, RELATIVE = 1e-4, 1e-5
+_DESCRIPTION = "model.json"
+_TRACED, _COMPARED = 2, 3
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The finished file and how far its scores are from those of the run's network at most."""
+
+    path: Path
+    difference: float
+
+
+def export_run(run: Path, form: str, out: Path | None = None, *, replace: bool = False) -> Exported:
+    """Write the network of `run` as `form`, one of FORMATS, to `out` (default: RUN/network with the form's suffix).
+
+    Raises JobError when a package is missing or `out` cannot be written, CheckpointError without a checkpoint.
+    """
+    suffix, write, read, packages = FORMATS[form]
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise JobError(
+            f"--format {form}: needs {' and '.join(missing)}, got no such package here; "
+            "install what is missing with: pip install 'hff-orchestrator[onnx]'"
+        )
+    trained = trained_run(run)
+    path = run / f"network{suffix}" if out is None else out
+    if path.is_dir() or not path.parent.is_dir():
+        raise JobError(f"--out: must be a file in a folder that is there, got {path}")
+    if path.exists() and not replace:
+        raise JobError(f"{path}: is there already; give --force to replace it, or --out FILE for another place")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{suffix}")
+    try:
+        write(trained, temporary)
+        difference = _compare(trained, read(temporary))
+        _settle(temporary, path)
+    except OSError as error:
+        raise JobError(f"--out: must be a place that can be written, got {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Exported(path, difference)
+
+
+def load_safetensors(path: Path) -> tuple[Classifier, dict[str, Any]]:
+    """The network of an exported .safetensors file and its description (classes, model, data, precision).
+
+    Raises CheckpointError when the file does not hold one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            description: dict[str, Any] = json.loads(file.metadata()[_DESCRIPTION])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        layers = network.rebuild(description)
+        classifier = Classifier(layers, vote_weights(description, len(layers)), description["data"])
+        classifier.network.load_state_dict(tensors)
+    except Exception as error:  # whatever safetensors, json and torch raise for a foreign file means the same
+        raise CheckpointError(f"{path}: is not a network exported by `orchestrator export`: {error}") from error
+    return classifier, description
+
+
+def _write_safetensors(trained: TrainedRun, path: Path) -> None:
+    tensors = {name: t.contiguous() for name, t in trained.classifier().network.state_dict().items()}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt", _DESCRIPTION: json.dumps(trained.description)})
+    path.chmod(mode)  # safetensors makes files that nobody else can read
+
+
+def _read_safetensors(path: Path) -> Scores:
+    classifier, _ = load_safetensors(path)
+    return lambda images: _eager(classifier, images)
+
+
+def _write_torch(trained: TrainedRun, path: Path) -> None:
+    classifier = trained.classifier().float()
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(classifier, (_example(trained, _TRACED),), dynamic_shapes=({0: batch},))
+    with open(path, "wb") as file:
+        torch.export.save(program, file, extra_files={_DESCRIPTION: json.dumps(trained.description)})
+
+
+def _read_torch(path: Path) -> Scores:
+    module = torch.export.load(path).module()
+    return lambda images: _eager(module, images)
+
+
+def _write_onnx(trained: TrainedRun, path: Path) -> None:
+    classifier = trained.classifier().float()
+    program = torch.onnx.export(
+        classifier,
+        (_example(trained, _TRACED),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        input_names=["images"],
+        output_names=["scores"],
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props[_DESCRIPTION] = json.dumps(trained.description)
+    program.save(path)
+
+
+def _read_onnx(path: Path) -> Scores:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def scores(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = session.run(["scores"], {"images": images})[0]
+        return found
+
+    return scores
+
+
+# Suffix, writer, reader and packages of each form.
+FORMATS: dict[str, tuple[str, Callable[[TrainedRun, Path], None], Callable[[Path], Scores], tuple[str, ...]]] = {
+    "torch-export": (".pt2", _write_torch, _read_torch, ()),
+    "onnx": (".onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "safetensors": (".safetensors", _write_safetensors, _read_safetensors, ()),
+}
+
+
+def _example(trained: TrainedRun, count: int) -> torch.Tensor:
+    """`count` images of noise."""
+    data = trained.description["data"]
+    shape = (count, data["image_size"], data["image_size"], data["channels"])
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+def _eager(module: torch.nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    with torch.no_grad():
+        scores: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
+    return scores
+
+
+def _compare(trained: TrainedRun, exported: Scores) -> float:
+    """The greatest difference of any score, on a batch of another size than the one that was traced."""
+    images = _example(trained, _COMPARED).numpy()
+    expected, found = _eager(trained.classifier(), images), exported(images)
+    difference = float(np.abs(expected - found).max())
+    if not np.allclose(found, expected, atol=ABSOLUTE, rtol=RELATIVE):
+        raise OrchestratorError(
+            f"the exported network gives other scores than the run's (by up to {difference:.2g}); nothing was written"
+        )
+    return difference
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

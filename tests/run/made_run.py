@@ -1,0 +1,96 @@
+"""A run folder without training, and its scores computed anew from its files: no module of the product takes part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from torch.nn import functional as F
+
+from orchestrator.job.load import load_job
+from orchestrator.job.resolved import job_to_dict
+from orchestrator.run import checkpoint, network
+from orchestrator.run.folder import RunFolder
+
+VGG = """\
+kind: train
+name: made
+runs: {runs}
+data: {{train: nowhere, image_size: 13, mean: [0.4, 0.5, 0.6], std: [0.2, 0.25, 0.3]}}
+model: {{arch: vgg, widths: [6, 8, 10], pool_after: [1], head_grid: 4, vote: [0.25, 0, 2]}}
+objective: {{name: hff, prototypes_per_class: 3, sharpness: 7}}
+train: {{epochs: 1, global_batch_size: 10, lr: 1e-3, precision: {precision}}}
+tracking: {{uri: 'sqlite:///{runs}/mlflow.db'}}
+"""
+CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
+
+
+def made_run(runs: Path, *, precision: str = "float32", classes: list[str] | None = None, text: str = VGG) -> Path:
+    """RUNS/made with one checkpoint of random weights; batch-norm statistics are not those of a new layer."""
+    folder = RunFolder(runs / "made")
+    folder.path.mkdir(parents=True)
+    folder.job.write_text(text.format(runs=runs, precision=precision))
+    job = job_to_dict(load_job(folder.job))
+    names = classes or CLASSES
+    folder.classes.write_text(json.dumps(names))
+    layers = network.rebuild(network.description(job, names))
+    generator = torch.Generator().manual_seed(5)
+    entries = []
+    for index, layer in enumerate(layers):
+        for name, tensor in layer.state_dict().items():
+            if name.endswith(("running_mean", "running_var", "body.1.weight", "body.1.bias")):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        entries += checkpoint.save_layer(checkpoint.temporary_folder(folder, 7, 1), index, layer, optimizer)
+    checkpoint.commit(folder, 7, 1, {"step": 7}, entries)
+    return folder.path
+
+
+def reference_layer_scores(run: Path, images_NHWC: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
+    """Log-probabilities (N, K) of each layer of a VGG run with prototype heads, in float64 from the formulas."""
+    job = job_to_dict(load_job(run / "job.yaml"))
+    (weights,) = (run / "checkpoints").iterdir()
+    model, objective = job["model"], job["objective"]
+    shape = (1, 1, 1, -1)
+    x_NHWC = (images_NHWC / 255 - np.reshape(job["data"]["mean"], shape)) / np.reshape(job["data"]["std"], shape)
+    x = torch.from_numpy(x_NHWC.transpose(0, 3, 1, 2).copy())
+    scores = []
+    for index in range(len(model["widths"])):
+        t: dict[str, Any] = {
+            k: torch.from_numpy(v).double() for k, v in load_file(weights / f"layer_{index:02d}.safetensors").items()
+        }
+        x = F.conv2d(x, t["body.0.weight"], padding=1)
+        mean, var = (t[f"body.1.running_{s}"][None, :, None, None] for s in ("mean", "var"))
+        x = (x - mean) / (var + 1e-5).sqrt() * t["body.1.weight"][:, None, None] + t["body.1.bias"][:, None, None]
+        x = x.clamp(min=0)
+        if index in model["pool_after"]:
+            x = F.max_pool2d(x, 2)
+        feature = F.adaptive_avg_pool2d(x, min(model["head_grid"], x.shape[2])).flatten(1)
+        unit = feature / feature.norm(dim=1, keepdim=True)
+        proto_KMD = t["head.prototypes"] / t["head.prototypes"].norm(dim=2, keepdim=True)
+        cos = torch.einsum("nd,kmd->nkm", unit, proto_KMD)
+        soft = torch.log(torch.exp(objective["sharpness"] * cos).mean(dim=2)) / objective["sharpness"]
+        low, high = objective["scale_min"], objective["scale_max"]
+        scale = low + (high - low) / (1 + torch.exp(-t["head.raw_scale"]))
+        logit = scale * soft
+        scores.append((logit - torch.log(torch.exp(logit).sum(dim=1, keepdim=True))).numpy())
+    return scores
+
+
+def reference_scores(run: Path, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The weighted vote of the layers, (N, K)."""
+    vote = job_to_dict(load_job(run / "job.yaml"))["model"]["vote"]
+    layers = reference_layer_scores(run, images_NHWC)
+    if vote == "last":
+        return layers[-1]
+    return sum(w * s for w, s in zip(vote, layers, strict=True))  # type: ignore[return-value]
+
+
+def noise(count: int, size: int = 13, channels: int = 3, seed: int = 3) -> NDArray[np.uint8]:
+    """Images (N, H, W, C) of independent pixels."""
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
