@@ -22,7 +22,7 @@ def pool_to_grid(y: Tensor, grid: int, prefix_tokens: int = 0) -> Tensor:
     if y.dim() == 3:
         y = y[:, prefix_tokens:].transpose(1, 2)
         side = math.isqrt(y.shape[2])
-        y = y.reshape(*y.shape[:2], side, y.shape[2] // side)
+        y = y.reshape(y.shape[0], y.shape[1], side, side)
     if y.dim() == 4:
         size = (min(grid, y.shape[2]), min(grid, y.shape[3]))
         if size != tuple(y.shape[2:]):

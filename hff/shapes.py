@@ -10,6 +10,19 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Inner:
+    """What a body of many modules does inside, where its input and output do not tell. Per sample, forward only.
+
+    `activations` are the numbers that its modules put out; frozen parts keep nothing for a gradient.
+    """
+
+    activations: int
+    frozen_activations: int = 0
+    frozen_parameters: int = 0
+    frozen_flops: int = 0
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """One locally trained unit. Counts are per sample and forward only; `parameters` excludes the head's."""
 
@@ -22,6 +35,7 @@ class LayerShape:
     buffers: int
     forward_flops: int
     head_flops: int
+    inner: Inner | None = None
 
 
 @dataclass(frozen=True)
@@ -107,10 +121,13 @@ def describe(
     return tuple(units)
 
 
-def head_features(output: Shape, grid: int) -> int:
-    """Numbers that a head sees of one sample's output."""
+def head_features(output: Shape, grid: int, prefix_tokens: int = 0) -> int:
+    """Numbers that a head sees of one sample's output: a map (C, H, W), tokens (N, D) or features (D,)."""
     if len(output) == 1:
         return output[0]
+    if len(output) == 2:
+        side = math.isqrt(output[0] - prefix_tokens)
+        output = (output[1], side, side)
     channels, height, width = output
     return channels * min(grid, height) * min(grid, width)
 

@@ -17,6 +17,7 @@ FLOORS = {
     "orchestrator.show": 5,
     "orchestrator.run": 4,
     "orchestrator.data": 3,
+    "orchestrator.transfer": 3,
     "orchestrator.pipeline": 2,
     "orchestrator.job": 2,
     "orchestrator.errors": 1,
@@ -31,6 +32,7 @@ HEAVY = {
     "sklearn": {"orchestrator.data"},
     "rich": {"orchestrator.show"},
     "pydantic": {"orchestrator.job"},
+    "timm": {"orchestrator.transfer"},
 }
 MODULES = sorted([*(ROOT / "hff").rglob("*.py"), *(ROOT / "orchestrator").rglob("*.py")])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -42,27 +43,36 @@ def suffix_of(data: bytes) -> str | None:
 
 
 def decode(
-    data: bytes, *, image_size: int, channels: int, crop: Crop | None = None, plain_jpeg: PlainDecoder | None = None
+    data: bytes,
+    *,
+    image_size: int,
+    channels: int,
+    crop: Crop | None = None,
+    plain_jpeg: PlainDecoder | None = None,
+    crop_share: float | None = None,
+    interpolation: str = "bilinear",
 ) -> Pixels:
     """Decode to (image_size, image_size, channels) uint8.
 
-    `crop(width, height)` gives the box (left, top, right, bottom) to keep; without it the shorter side is
-    resized and the centre kept. Defined results: gray is repeated over three channels, CMYK and palette are
-    converted, alpha is ignored, 16 bit keep their upper 8, EXIF rotation is applied. `plain_jpeg` changes the
-    speed, not the result. Raises BadImage.
+    `crop(width, height)` gives the box (left, top, right, bottom) to keep; without it the centre is kept: the
+    share `crop_share` of the shorter side (all of a small image, 7/8 of a photograph unless it is given).
+    Defined results: gray is repeated over three channels, CMYK and palette are converted, alpha is ignored,
+    16 bit keep their upper 8, EXIF rotation is applied. `plain_jpeg` changes the speed, not the result. Raises
+    BadImage.
     """
+    frame = _Frame(image_size, crop, crop_share, interpolation)
     kind = suffix_of(data)
     if kind is None:
         raise BadImage("neither JPEG nor PNG by its first bytes" if data else "empty file")
     if kind == "jpg" and plain_jpeg is not None:
         pixels = plain_jpeg(data, channels, MAX_PIXELS)
         if pixels is not None:
-            return _framed(pixels, image_size, crop)
+            return _framed(pixels, frame)
     try:
         image = Image.open(io.BytesIO(data), formats=["JPEG" if kind == "jpg" else "PNG"])
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded")
-        return _pixels(image, image_size, "L" if channels == 1 else "RGB", crop)
+        return _pixels(image, "L" if channels == 1 else "RGB", frame)
     except BadImage:
         raise
     except Exception as error:
@@ -70,19 +80,40 @@ def decode(
         raise BadImage(f"{type(error).__name__}: {error}") from error
 
 
-def _framed(pixels: Pixels, size: int, crop: Crop | None) -> Pixels:
+@dataclass(frozen=True)
+class _Frame:
+    """What of an image is kept, and how it comes to size."""
+
+    size: int
+    crop: Crop | None
+    share: float | None
+    interpolation: str
+
+    def box(self, width: int, height: int) -> Box:
+        if self.crop is not None:
+            return self.crop(width, height)
+        if (width, height) == (self.size, self.size):
+            return 0, 0, width, height
+        share = self.share or (CENTRAL_SHARE if self.size >= _PHOTOGRAPH_SIZE else 1.0)
+        side = max(1, round(min(width, height) * share))
+        left, top = (width - side) // 2, (height - side) // 2
+        return left, top, left + side, top + side
+
+
+def _framed(pixels: Pixels, frame: _Frame) -> Pixels:
     """Crop and resize decoded pixels of the right mode, as `_pixels` does."""
     height, width, channels = pixels.shape
-    if crop is None and (width, height) == (size, size):
+    if frame.crop is None and (width, height) == (frame.size, frame.size):
         return pixels
     image = Image.fromarray(np.ascontiguousarray(pixels if channels == 3 else pixels[:, :, 0]))
-    return _pixels(image, size, image.mode, crop)
+    return _pixels(image, image.mode, frame)
 
 
-def _pixels(image: Image.Image, size: int, mode: str, crop: Crop | None) -> Pixels:
+def _pixels(image: Image.Image, mode: str, frame: _Frame) -> Pixels:
+    size = frame.size
     if "exif" in image.info:
         image = ImageOps.exif_transpose(image)
-    box = crop(image.width, image.height) if crop else _central(image.width, image.height, size)
+    box = frame.box(image.width, image.height)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode != mode:
@@ -90,17 +121,6 @@ def _pixels(image: Image.Image, size: int, mode: str, crop: Crop | None) -> Pixe
             image = image.convert("RGBA")
         image = image.convert(mode)
     if box != (0, 0, image.width, image.height) or image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        image = image.resize((size, size), Image.Resampling[frame.interpolation.upper()], box=box)
     pixels = np.asarray(image)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _central(width: int, height: int, size: int) -> Box:
-    """The central square; of photographs the usual 7/8 of the shorter side."""
-    if (width, height) == (size, size):
-        return 0, 0, width, height
-    side = min(width, height)
-    if size >= _PHOTOGRAPH_SIZE:
-        side = max(1, round(side * CENTRAL_SHARE))
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side

@@ -61,11 +61,21 @@ class ImageSource:
         augment: Mapping[str, Any] | None = None,
         seed: int = 0,
         labels: Indices | None = None,
+        crop_share: float | None = None,
+        interpolation: str = "bilinear",
     ) -> None:
         self._index, self._labels = index, index.labels if labels is None else labels
         self._reader = ShardReader(index)
         self._image_size, self._channels = image_size, channels
         self._augment, self._seed = augment or {}, seed
+        self._decode = partial(
+            decode,
+            image_size=image_size,
+            channels=channels,
+            plain_jpeg=decode_plain,
+            crop_share=crop_share,
+            interpolation=interpolation,
+        )
 
     def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
         """Run one batch through the pipeline."""
@@ -90,13 +100,7 @@ class ImageSource:
     def _decoded(self, sample: Sample) -> Sample:
         data = sample["jpg"] if "jpg" in sample else sample["png"]
         try:
-            sample["pixels"] = decode(
-                data,
-                image_size=self._image_size,
-                channels=self._channels,
-                crop=sample["__crop__"],
-                plain_jpeg=decode_plain,
-            )
+            sample["pixels"] = self._decode(data, crop=sample["__crop__"])
         except BadImage as error:
             sample["fault"] = f"{sample['__url__']}: key {sample['__key__']}: {error}"
         return sample

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.job import network
+from orchestrator.job import backbones, network
 from orchestrator.job.show import show
 
 if TYPE_CHECKING:
@@ -189,6 +189,18 @@ def _augment(job: Job) -> Found:
             )
 
 
+def _backbone(job: Job) -> Found:
+    model = network.backbone_model(job)
+    if model is None:
+        return
+    fault = backbones.fault(model.backbone)
+    if fault:
+        yield "model.backbone", fault
+    if network.block_size(job) != 1:
+        text = f"must be 1 (its units are the backbone's stages: model.heads_at), got {network.block_size(job)}"
+        yield "objective.block_size", text
+
+
 _HFF_ALONE = ("margin", "scale", "sharpness", "prototypes_per_class")
 
 
@@ -279,6 +291,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("data.augment", "data.image_size"), _augment),
     (("objective",), _scale),
     (("per_layer", "objective", *_UNITS), _per_layer),
+    (("model.backbone", "objective.name", "objective.block_size"), _backbone),
     (("data.train", "data.expect"), _digits),
     (("data.val", "data.expect"), _expected_val),
     (("cluster.transport", "cluster.use_gpu"), _transport),

@@ -141,12 +141,17 @@ def expand_digits(value: Any) -> Any:
 
 
 class TransferData(Data):
-    """Images for a timm backbone: size, mean and spread are the backbone's own unless given (0 and [])."""
+    """Images for a timm backbone; size (0), mean and spread ([]) and framing are the backbone's own unless given.
+
+    `crop_share` is what the central crop keeps of the shorter side.
+    """
 
     image_size: Annotated[int, Field(ge=0, le=4096)] = 0
     channels: Annotated[Literal[3], BeforeValidator(_whole)] = 3
     mean: Annotated[tuple[float, ...], Field(strict=False)] = ()
     std: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    crop_share: Share | None = None
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -26,7 +26,7 @@ from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.loop import run_token, steps_per_epoch
-from orchestrator.run.planning import plan_for, shapes_of
+from orchestrator.run.planning import plan_for, resolved, shapes_of
 from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.plots import accuracy_plot
@@ -63,6 +63,7 @@ def run_job(
     orchestrator.errors; Interrupted when the run was stopped and can go on. `launch` replaces the launcher that
     the job names, for a group of workers that is there already; it is called once at most.
     """
+    job = resolved(job)
     drive = Drive(
         job=job,
         values=job_to_dict(job),

@@ -15,6 +15,9 @@ FLOPS_PER_S = 140e9
 BYTES_PER_S = 5.5e9
 # Passes over a convolution's output that norm, ReLU, pooling and their gradients make.
 PASSES = 12
+# The same over everything that the modules of a larger body put out: written and read, and again backwards.
+INNER_PASSES = 4
+FROZEN_PASSES = 2
 
 
 def layer_costs(shapes: Sequence[LayerShape], *, dtype_bytes: int = 4, end_to_end: bool = False) -> tuple[float, ...]:
@@ -27,15 +30,21 @@ def layer_costs(shapes: Sequence[LayerShape], *, dtype_bytes: int = 4, end_to_en
 
 
 def _cost(shape: LayerShape, dtype_bytes: int, end_to_end: bool) -> float:
-    arithmetic = shape.forward_flops * (3 if end_to_end else 2) + 3 * shape.head_flops
-    moved = PASSES * dtype_bytes * widest_map(shape)
-    return arithmetic / FLOPS_PER_S + moved / BYTES_PER_S
+    inner = shape.inner
+    frozen = inner.frozen_flops if inner else 0
+    # Inside a body of several modules the gradient runs through all but the lowest.
+    rounds = 3 if end_to_end or inner else 2
+    arithmetic = frozen + (shape.forward_flops - frozen) * rounds + 3 * shape.head_flops
+    numbers = PASSES * widest_map(shape)
+    if inner:
+        numbers = INNER_PASSES * inner.activations + FROZEN_PASSES * inner.frozen_activations
+    return arithmetic / FLOPS_PER_S + dtype_bytes * numbers / BYTES_PER_S
 
 
 def widest_map(shape: LayerShape) -> int:
     """Numbers in the map that a unit works on: a pooled layer works on four times its output."""
-    if len(shape.output) == 1:
-        return shape.output[0]
+    if len(shape.output) != 3:
+        return math.prod(shape.output)
     channels = shape.output[0]
     # A 3x3 convolution keeps the size of its map; what is smaller at the end was pooled after the work.
     pooled = math.prod(shape.output[1:])

@@ -166,9 +166,16 @@ def _memory(
 ) -> int:
     """Weights, gradients, optimizer state, the largest layer's activations and the link buffers of a stage."""
     parameters = sum(s.parameters + s.head_parameters for s in own)
+    frozen = sum(s.inner.frozen_parameters for s in own if s.inner)
     buffers = sum(s.buffers for s in own)
-    held = parameters * (2 + _OPTIMIZER_STATE[optimizer]) + buffers
-    # A local layer keeps its input, its convolution's and its norm's output, and logits; then all is freed.
-    activations = max(math.prod(s.input) + 3 * widest_map(s) + s.head_features + 2 * num_classes for s in own)
+    held = frozen + (parameters - frozen) * (2 + _OPTIMIZER_STATE[optimizer]) + buffers
+    activations = max(math.prod(s.input) + _kept(s) + s.head_features + 2 * num_classes for s in own)
     received = _SLOTS * batch * math.prod(own[0].input) if index else 0
     return dtype_bytes * (held + batch * activations + received) + _SLOTS * sent
+
+
+def _kept(shape: LayerShape) -> int:
+    """Numbers of one sample that a unit keeps for its gradient; when it is done, all is freed."""
+    if shape.inner is None:
+        return 3 * widest_map(shape)  # its convolution's and its norm's output, and what goes on
+    return shape.inner.activations + 2 * math.prod(shape.output)

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hff.layers import Frozen
+
 
 class _SumOverReplicas(torch.autograd.Function):
     """A sum over all replicas; its gradient is the sum of theirs."""
@@ -35,6 +37,8 @@ class SyncBatchNorm(_BatchNorm):
     """
 
     group: dist.ProcessGroup
+    drop: nn.Module | None
+    act: nn.Module | None
 
     @classmethod
     def of(cls, norm: _BatchNorm, group: dist.ProcessGroup) -> SyncBatchNorm:
@@ -44,6 +48,8 @@ class SyncBatchNorm(_BatchNorm):
         made.running_mean, made.running_var = norm.running_mean, norm.running_var
         made.num_batches_tracked = norm.num_batches_tracked
         made.group = group
+        # timm's norms have dropout and activation inside.
+        made.drop, made.act = (getattr(norm, part, None) for part in ("drop", "act"))
         return made
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -51,8 +57,12 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(f"expected (B, C) or (B, C, H, W), got {input.dim()} dimensions")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
+        y = self._normalised(input) if self.training else super().forward(input)
+        for after in (self.drop, self.act):
+            y = y if after is None else after(y)
+        return y
+
+    def _normalised(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         x = input if input.dtype == torch.float64 else input.float()
         over = [d for d in range(x.dim()) if d != 1]
@@ -83,7 +93,9 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def synchronise_norms(module: nn.Module, group: dist.ProcessGroup) -> None:
-    """Replace every batch norm inside `module` by one over the replicas of `group`, in place."""
+    """Replace every batch norm inside `module` that learns by one over the replicas of `group`, in place."""
+    if isinstance(module, Frozen):
+        return
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             setattr(module, name, SyncBatchNorm.of(child, group))

@@ -62,6 +62,11 @@ def pixel_statistics(data: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, 
     return mean, scale
 
 
+def framing(data: dict[str, Any]) -> dict[str, Any]:
+    """How an image is cropped and resized, where a job says so (a transfer job does)."""
+    return {key: data[key] for key in ("crop_share", "interpolation") if data.get(key) is not None}
+
+
 def pixels(content: bytes, data: dict[str, Any]) -> NDArray[np.uint8]:
     """One JPEG or PNG file as the network wants it, (H, W, C) uint8, as in evaluation. Raises BadImage."""
-    return decode(content, image_size=data["image_size"], channels=data["channels"])
+    return decode(content, image_size=data["image_size"], channels=data["channels"], **framing(data))

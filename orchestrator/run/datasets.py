@@ -18,7 +18,7 @@ from orchestrator.data.split import shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, ImageSource, TrainStream
 from orchestrator.errors import DataError, JobError
 from orchestrator.pipeline.stage import StageInput
-from orchestrator.run.classifier import pixel_statistics
+from orchestrator.run.classifier import framing, pixel_statistics
 
 Indices = NDArray[np.int64]
 
@@ -134,6 +134,7 @@ def train_stream(datasets: Datasets, job: dict[str, Any], *, replica: int, repli
         augment=data["augment"],
         seed=train["seed"],
         labels=labels,
+        **framing(data),
     )
     return TrainStream(
         source,
@@ -174,7 +175,7 @@ def eval_batches(
 ) -> Iterator[StageInput]:
     """Every sample of this replica's share exactly once; the last batch is marked, even if it is empty."""
     stream = EvalStream(
-        ImageSource(part.index, image_size=data["image_size"], channels=data["channels"]),
+        ImageSource(part.index, image_size=data["image_size"], channels=data["channels"], **framing(data)),
         part.subset[replica::replicas],
         batch_size,
         loader_threads=data["loader_threads"],

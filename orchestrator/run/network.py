@@ -13,6 +13,7 @@ from hff.architectures import HeadOptions, build_layers
 from hff.layers import LocalLayer
 from hff.network import vote_weights
 from orchestrator.job.per_layer import of_layer
+from orchestrator.run.classifier import framing
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
@@ -47,24 +48,40 @@ def build(
     precision: str = "float32",
     only: Iterable[int] | None = None,
     per_layer: Sequence[Mapping[str, Any] | None] = (),
+    pretrained: bool = True,
 ) -> list[LocalLayer]:
     """Build the layers of a job, or those numbered in `only`; the bits of a layer depend on `seed` alone.
 
-    `per_layer` says in what the heads differ from `objective`.
+    `per_layer` says in what the heads differ from `objective`. A backbone's bits depend on its weights' file too;
+    without `pretrained` it is left random, for a checkpoint that will fill it.
     """
-    heads = [
-        head_options(of_layer(objective, per_layer, index), num_classes)
-        for index in range(len(model["widths"]) if per_layer else 0)
-    ]
-    layers = build_layers(
-        architecture(model),
-        input_shape,
-        heads or head_options(objective, num_classes),
-        seed=seed,
-        block_size=objective.get("block_size", 1),
-        end_to_end=objective["name"] == "bp",
-        only=only,
-    )
+
+    def head(index: int) -> HeadOptions:
+        return head_options(of_layer(objective, per_layer, index), num_classes)
+
+    end_to_end = objective["name"] == "bp"
+    if "backbone" in model:
+        from orchestrator.transfer.units import build_units
+
+        layers = build_units(
+            model,
+            head,
+            image_size=input_shape[1],
+            seed=seed,
+            end_to_end=end_to_end,
+            only=only,
+            pretrained=pretrained,
+        )
+    else:
+        layers = build_layers(
+            architecture(model),
+            input_shape,
+            [head(index) for index in range(len(model["widths"]))],
+            seed=seed,
+            block_size=objective.get("block_size", 1),
+            end_to_end=end_to_end,
+            only=only,
+        )
     return [layer.to(DTYPES[precision]) for layer in layers]
 
 
@@ -82,7 +99,7 @@ def description(job: dict[str, Any], classes: Sequence[str], state: dict[str, An
     `state` is that of the checkpoint with the files; vote weights in it, found by the run, stand above
     the job's word for them.
     """
-    data = {key: job["data"][key] for key in ("image_size", "channels", "mean", "std")}
+    data = {key: job["data"][key] for key in ("image_size", "channels", "mean", "std")} | framing(job["data"])
     return {
         "name": job["name"],
         "model": job["model"],
@@ -106,4 +123,5 @@ def rebuild(description: Mapping[str, Any]) -> list[LocalLayer]:
         seed=0,
         precision=description["precision"],
         per_layer=description["per_layer"],
+        pretrained=False,
     )

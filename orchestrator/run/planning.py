@@ -1,16 +1,35 @@
-"""From a job to its plan, with the data's own numbers or, offline, with those that the job states. No torch."""
+"""From a job to its plan, with the data's own numbers or, offline, with those that the job states.
+
+No torch, except for a backbone, whose shapes its own library has to tell.
+"""
 
 from __future__ import annotations
 
 from hff.shapes import LayerShape
 from orchestrator.errors import JobError
-from orchestrator.job.network import known_classes, known_train_samples, layer_shapes
+from orchestrator.job.network import backbone_model, head_shape, known_classes, known_train_samples, layer_shapes
 from orchestrator.job.schema import Job
 from orchestrator.pipeline.plan import Plan, make_plan
 
 
+def resolved(job: Job) -> Job:
+    """The job with everything that only its backbone's library knows; others are complete. Raises JobError."""
+    if backbone_model(job) is None:
+        return job
+    from orchestrator.transfer.resolve import resolve
+
+    return resolve(job)
+
+
 def shapes_of(job: Job, classes: int) -> tuple[LayerShape, ...]:
-    """The layers of a job. Raises JobError when the architecture does not fit the images."""
+    """The layers of a resolved job. Raises JobError when the architecture does not fit the images."""
+    model = backbone_model(job)
+    if model is not None:
+        from orchestrator.transfer.units import unit_shapes
+
+        values = model.model_dump(mode="json")
+        head, end_to_end = head_shape(job, classes), job.objective.name == "bp"
+        return unit_shapes(values, job.data.image_size, lambda index: head, end_to_end=end_to_end)
     try:
         return layer_shapes(job, classes)
     except ValueError as error:
@@ -43,5 +62,6 @@ def plan_job(job: Job) -> tuple[Plan, list[str]]:
             "data.expect: must state train_samples and classes for a plan without data "
             "(for example `expect: {train_samples: 50000, classes: 10}`)"
         )
+    job = resolved(job)
     shapes = shapes_of(job, classes)
     return plan_for(job, shapes, samples, classes), [shape.name for shape in shapes]

@@ -105,7 +105,7 @@ def chain(model: Any, image: Tensor) -> tuple[list[str], set[str]]:
     return links[::-1], {call.name for call in calls}
 
 
-def find_cuts(name: str, links: Sequence[str], info: Sequence[dict[str, Any]] | None) -> Cuts:
+def find_cuts(links: Sequence[str], info: Sequence[dict[str, Any]] | None) -> Cuts:
     """Group a chain into stages, by the strides in the backbone's own `feature_info`.
 
     A stage ends where a stride of 4 or more ends; a trunk of one stride is cut into four groups of blocks. Raises
@@ -118,7 +118,7 @@ def find_cuts(name: str, links: Sequence[str], info: Sequence[dict[str, Any]] | 
     if len(marks) == 1:
         modules = [entry["module"] for entry in info]
         groups = min(EQUAL_GROUPS, len(modules))
-        marks = [modules[round(len(modules) * (i + 1) / groups) - 1] for i in range(groups)]
+        marks = [modules[-(-len(modules) * (i + 1) // groups) - 1] for i in range(groups)]
     found = [_position(links, mark) for mark in marks[:-1]]
     borders = sorted({position + 1 for position in found if position is not None})
     borders = [b for b in borders if b < len(links)]
