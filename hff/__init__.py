@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hff.architectures import HeadOptions, build_layers
     from hff.audit import LocalityError, LocalityReport, audit_locality
-    from hff.layers import LocalLayer
+    from hff.layers import Frozen, LocalLayer
     from hff.local import LocalUpdate, local_forward_backward, local_update, make_optimizer
     from hff.network import GreedyNetwork
     from hff.objectives import Head, LinearHead, PrototypeHead
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from hff.schedules import learning_rate
     from hff.shapes import HeadShape, LayerShape, MlpOptions, VggOptions, describe
     from hff.sphere import margin_loss, normalise, prototype_scores
+    from hff.votes import fit_vote_weights
 
 _HOME = {
+    "Frozen": "layers",
     "GreedyNetwork": "network",
     "Head": "objectives",
     "HeadOptions": "architectures",
@@ -48,6 +50,7 @@ _HOME = {
     "build_layers": "architectures",
     "derive_seed": "randomness",
     "describe": "shapes",
+    "fit_vote_weights": "votes",
     "learning_rate": "schedules",
     "local_forward_backward": "local",
     "local_update": "local",
@@ -58,6 +61,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Frozen",
     "GreedyNetwork",
     "Head",
     "HeadOptions",
@@ -75,6 +79,7 @@ __all__ = [
     "build_layers",
     "derive_seed",
     "describe",
+    "fit_vote_weights",
     "learning_rate",
     "local_forward_backward",
     "local_update",
