@@ -201,6 +201,22 @@ def _backbone(job: Job) -> Found:
         yield "objective.block_size", text
 
 
+def _views(job: Job) -> Found:
+    features = network.cached_features(job)
+    if features is None:
+        return
+    augment, views = job.data.augment, features.views
+    random = augment.flip or augment.crop_padding or augment.cutout or augment.resized_crop is not None
+    if random and views == 1:
+        yield (
+            "features.views",
+            "must be at least 2 with random data.augment, which changes what the frozen backbone computes "
+            "(that many versions of each image are kept; or set features.cache to false), got 1",
+        )
+    elif views > 1 and not random:
+        yield "features.views", f"must be 1 without data.augment (all views would be the same), got {views}"
+
+
 _HFF_ALONE = ("margin", "scale", "sharpness", "prototypes_per_class")
 
 
@@ -289,6 +305,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("model.vote", *_UNITS), _votes),
     (("data.channels", "data.mean", "data.std"), _channels),
     (("data.augment", "data.image_size"), _augment),
+    (("features", "data.augment", "model.freeze"), _views),
     (("objective",), _scale),
     (("per_layer", "objective", *_UNITS), _per_layer),
     (("model.backbone", "objective.name", "objective.block_size"), _backbone),

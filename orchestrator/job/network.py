@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hff.shapes import HeadShape, LayerShape
-    from orchestrator.job.schema import BackboneModel, Job, OwnModel
+    from orchestrator.job.schema import BackboneModel, Features, Job, OwnModel
 
 ASSUMED_CLASSES = 10
 DIGITS_CLASSES = 10
@@ -80,6 +80,15 @@ def backbone_model(job: Job) -> BackboneModel | None:
     from orchestrator.job.schema import BackboneModel
 
     return job.model if isinstance(job.model, BackboneModel) else None
+
+
+def cached_features(job: Job) -> Features | None:
+    """How the outputs of a frozen backbone are kept; None where they are computed anew in every epoch."""
+    from orchestrator.job.schema import TransferJob
+
+    if not isinstance(job, TransferJob) or job.model.freeze != "all" or not job.features.cache:
+        return None
+    return job.features
 
 
 def units(job: Job) -> int | None:
