@@ -20,6 +20,11 @@ class LocalLayer(nn.Module):
         y: Tensor = self.body(x)
         return y
 
+    def logits(self, y: Tensor) -> Tensor:
+        """The head's judgement (B, C) of what `forward` gave."""
+        logit_BC: Tensor = self.head(y)
+        return logit_BC
+
 
 class Frozen(nn.Module):
     """A body, or a part of one, that never learns: always in evaluation mode, no gradients, no optimizer state.

@@ -43,7 +43,7 @@ def local_forward_backward(
         y = layer(x.detach())
     if autocast_dtype is not None:
         y = y.to(autocast_dtype)
-    logit_BC = layer.head(y)
+    logit_BC = layer.logits(y)
     loss_sum = layer.head.loss(logit_BC, target).sum()
     torch.autograd.backward(loss_sum / count)
     correct = (logit_BC.detach().argmax(dim=1) == target).sum()

@@ -46,7 +46,7 @@ class GreedyNetwork(nn.Module):
         logits = []
         for layer in self._layers():
             x = layer(x)
-            logits.append(layer.head(x))
+            logits.append(layer.logits(x))
         return logits
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,6 +78,6 @@ class GreedyNetwork(nn.Module):
         losses = []
         for layer in self._layers():
             y = layer(x)
-            losses.append(layer.head.loss(layer.head(y), target).mean())
+            losses.append(layer.head.loss(layer.logits(y), target).mean())
             x = self.hand_on(y)
         return losses

@@ -14,23 +14,30 @@ from orchestrator.data.verify import problems
 from orchestrator.errors import EXIT_DONE, DataError
 
 
-class _Ticker:
+class Ticker:
     """One line that is rewritten on a terminal, and one line every ten seconds elsewhere."""
 
-    def __init__(self, verb: str) -> None:
-        self._verb, self._began = verb, time.monotonic()
-        self._next = 0.0
+    def __init__(self, verb: str, done: int = 0) -> None:
+        """`done` is what was there before the clock began."""
+        self._verb, self._began, self._before = verb, time.monotonic(), done
+        self._next, self._over = 0.0, False
         self._live = sys.stderr.isatty()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now < self._next and done < total:
+        if self._over or (now < self._next and done < total):
             return
+        self._over = done == total
         self._next = now + (0.2 if self._live else 10.0)
-        rate = done / max(now - self._began, 1e-9)
+        rate = max(0, done - self._before) / max(now - self._began, 1e-9)
         line = f"{self._verb} {done} of {total} images, {rate:.0f} images/s"
         end = "\n" if done == total or not self._live else "\r"
         print(line, end=end, file=sys.stderr, flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the clock began."""
+        return time.monotonic() - self._began
 
 
 def pack(source: str, out: Path) -> int:
@@ -43,7 +50,7 @@ def pack(source: str, out: Path) -> int:
             )
         print(f"{out} holds packed data already: {_summary(index)}. Remove the folder to pack it afresh.")
         return EXIT_DONE
-    index = pack_shards(source, out, progress=_Ticker("packed"))
+    index = pack_shards(source, out, progress=Ticker("packed"))
     print(f"{out}: {_summary(index)}")
     if index.ignored:
         print(f"  {index.ignored} files of the source are no images in a class folder and were ignored")
@@ -52,7 +59,7 @@ def pack(source: str, out: Path) -> int:
 
 def verify(out: Path) -> int:
     index = open_index(out)
-    wrong = problems(index, progress=_Ticker("verified"))
+    wrong = problems(index, progress=Ticker("verified"))
     if wrong:
         raise DataError(f"{out}: {len(wrong)} problems:\n  " + "\n  ".join(wrong[:50]))
     print(f"{out}: all hashes, keys, labels and images are right: {_summary(index)}")

@@ -120,7 +120,7 @@ class ImageSource:
         yield Batch(images, labels, indices, tuple(s["fault"] for s in everything if "fault" in s))
 
 
-def _ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> Generator[Batch, None, None]:
+def ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> Generator[Batch, None, None]:
     """Batches in order, up to `prefetch` of them being made ahead by `threads` threads."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
     waiting: deque[Future[Batch]] = deque()
@@ -188,7 +188,7 @@ class TrainStream:
         """
         bad: list[str] = []
         # closing: an error that somebody keeps would otherwise keep the threads too.
-        with closing(_ahead(self._tasks(start, stop), self._threads, self._prefetch)) as batches:
+        with closing(ahead(self._tasks(start, stop), self._threads, self._prefetch)) as batches:
             for step, batch in zip(range(start, stop), batches, strict=True):
                 bad = list(batch.skipped) if step % self.steps_per_epoch == 0 else [*bad, *batch.skipped]
                 if len(bad) > self._allowed:
@@ -225,7 +225,7 @@ class EvalStream:
 
     def __iter__(self) -> Iterator[Batch]:
         tasks = (partial(self._source.batch, indices) for indices in self._batches)
-        with closing(_ahead(tasks, self._threads, self._prefetch)) as batches:
+        with closing(ahead(tasks, self._threads, self._prefetch)) as batches:
             for batch in batches:
                 if batch.skipped:
                     raise DataError("an image for evaluation cannot be decoded:\n  " + "\n  ".join(batch.skipped))

@@ -8,6 +8,8 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -58,7 +60,7 @@ def _child(rank: int, world_size: int, address: str, assignment: Assignment) -> 
     # Ctrl-C in a terminal reaches the whole process group; the driver is the one that answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
-    threading.Thread(target=_end_with, args=(parent,), name="parent-watch", daemon=True).start()
+    threading.Thread(target=end_with, args=(parent,), name="parent-watch", daemon=True).start()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     init_group(assignment.job, rank, world_size, address)
     try:
@@ -67,7 +69,7 @@ def _child(rank: int, world_size: int, address: str, assignment: Assignment) -> 
         dist.destroy_process_group()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Leave no orphan behind: without the driver nobody would collect this worker."""
     while os.getppid() == parent:
         time.sleep(0.5)
@@ -79,6 +81,20 @@ def _free_port() -> int:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
         return port
+
+
+@contextmanager
+def one_thread_each(job: dict[str, Any]) -> Iterator[None]:
+    """Processes that are started meanwhile find the job's threads per worker in their environment."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(job["cluster"]["threads_per_worker"])
+    try:
+        yield
+    finally:
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
 
 
 def run_processes(assignment: Assignment) -> None:
@@ -93,16 +109,9 @@ def run_processes(assignment: Assignment) -> None:
         spawn.Process(target=_child, args=(rank, world_size, address, assignment), name=f"worker-{rank}")
         for rank in range(world_size)
     ]
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(assignment.job["cluster"]["threads_per_worker"])
-    try:
+    with one_thread_each(assignment.job):
         for child in children:
             child.start()
-    finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
     try:
         _wait(children)
     finally:

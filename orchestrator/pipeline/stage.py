@@ -198,7 +198,7 @@ class Stage:
             layer.eval()
             with self._autocast():
                 x = layer(x)
-                logit_BC = layer.head(x)
+                logit_BC = layer.logits(x)
             correct[i] += (logit_BC.argmax(dim=1) == batch.target).sum()
             weight = vote_weights[self.first + i]
             if weight or vote is None:
