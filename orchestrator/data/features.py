@@ -150,6 +150,16 @@ class FeatureSet:
             self._checked[i] = True
 
 
+@dataclass(frozen=True)
+class FeatureFolders:
+    """Where a run finds its features, as plain values: a folder per view of the training images, and the folders of
+    images without augmentation by the SHA-256 of their index. `parts` are the numbers that each unit sees."""
+
+    parts: tuple[int, ...]
+    views: tuple[str, ...]
+    plain: dict[str, str]
+
+
 class FeatureSource:
     """Batches of cached features; epoch e trains on view e modulo the number of `views`, evaluation on the first."""
 

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator.data.features import FeatureFolders, FeatureSet, FeatureSource
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.pack import pack
 from orchestrator.data.split import shuffled_labels, split_from_train
-from orchestrator.data.stream import Batch, EvalStream, ImageSource, TrainStream
+from orchestrator.data.stream import Batch, EvalStream, ImageSource, Source, TrainStream
 from orchestrator.errors import DataError, JobError
 from orchestrator.pipeline.stage import StageInput
 from orchestrator.run.classifier import framing, pixel_statistics
@@ -115,7 +116,41 @@ def _check(datasets: Datasets, data: dict[str, Any]) -> None:
             raise DataError(f"data.expect.{key}: the job states {stated}, the index has {number}")
 
 
-def train_stream(datasets: Datasets, job: dict[str, Any], *, replica: int, replicas: int) -> TrainStream:
+def framing(data: dict[str, Any]) -> dict[str, Any]:
+    """How an image is cropped and resized, where a job says so (a transfer job does)."""
+    return {key: data[key] for key in ("crop_share", "interpolation") if data.get(key) is not None}
+
+
+class Sources:
+    """What a job's batches are made of: its images, or the features of a frozen trunk that were kept of them."""
+
+    def __init__(self, job: dict[str, Any], features: FeatureFolders | None = None) -> None:
+        self._job, self._features = job, features
+        data = job["data"]
+        self._decoding = {"image_size": data["image_size"], "channels": data["channels"], **framing(data)}
+
+    def training(self, part: Part, labels: Indices | None) -> Source:
+        """Training samples as they are in each epoch; `labels` replaces the labels of the index."""
+        if self._features is not None:
+            return FeatureSource([FeatureSet(folder) for folder in self._features.views], labels)
+        augment, seed = self._job["data"]["augment"], self._job["train"]["seed"]
+        return ImageSource(part.index, augment=augment, seed=seed, labels=labels, **self._decoding)
+
+    def evaluation(self, part: Part) -> Source:
+        """Samples without augmentation."""
+        if self._features is not None:
+            return FeatureSource([FeatureSet(self._features.plain[part.index.sha256])])
+        return ImageSource(part.index, **self._decoding)
+
+
+def train_stream(
+    datasets: Datasets,
+    job: dict[str, Any],
+    *,
+    replica: int,
+    replicas: int,
+    features: FeatureFolders | None = None,
+) -> TrainStream:
     """The training samples of one replica of the first stage."""
     data, train = job["data"], job["train"]
     part = datasets.train
@@ -127,17 +162,8 @@ def train_stream(datasets: Datasets, job: dict[str, Any], *, replica: int, repli
             f"train.global_batch_size: must be at most the {len(part.subset)} training samples, "
             f"got {train['global_batch_size']}"
         )
-    source = ImageSource(
-        part.index,
-        image_size=data["image_size"],
-        channels=data["channels"],
-        augment=data["augment"],
-        seed=train["seed"],
-        labels=labels,
-        **framing(data),
-    )
     return TrainStream(
-        source,
+        Sources(job, features).training(part, labels),
         part.subset,
         seed=train["seed"],
         lanes=data["lanes"],
@@ -164,18 +190,34 @@ class Normalise:
         return x.sub_(self.mean).mul_(self.scale)
 
 
+class Numbers:
+    """Features (B, D) to the network's dtype on the device."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features.to(self.device, non_blocking=True).to(self.dtype)
+
+
+Ready = Normalise | Numbers
+
+
 def eval_batches(
     part: Part,
-    data: dict[str, Any],
-    normalise: Normalise,
+    job: dict[str, Any],
+    normalise: Ready,
     *,
     batch_size: int,
     replica: int,
     replicas: int,
+    features: FeatureFolders | None = None,
 ) -> Iterator[StageInput]:
     """Every sample of this replica's share exactly once; the last batch is marked, even if it is empty."""
+    data = job["data"]
+    source = Sources(job, features).evaluation(part)
     stream = EvalStream(
-        ImageSource(part.index, image_size=data["image_size"], channels=data["channels"], **framing(data)),
+        source,
         part.subset[replica::replicas],
         batch_size,
         loader_threads=data["loader_threads"],
@@ -189,16 +231,11 @@ def eval_batches(
             step += 1
         held = batch
     if held is None:
-        held = Batch(
-            torch.zeros((0, data["channels"], data["image_size"], data["image_size"]), dtype=torch.uint8),
-            torch.zeros(0, dtype=torch.int64),
-            np.zeros(0, dtype=np.int64),
-            (),
-        )
+        held = source.batch(np.zeros(0, dtype=np.int64))
     yield _stage_input(held, step, normalise, last=True)
 
 
-def _stage_input(batch: Batch, step: int, normalise: Normalise, *, last: bool) -> StageInput:
+def _stage_input(batch: Batch, step: int, normalise: Ready, *, last: bool) -> StageInput:
     return StageInput(step, normalise(batch.images), batch.labels.to(normalise.device, non_blocking=True), last=last)
 
 
@@ -206,7 +243,7 @@ class TrainFeed:
     """Training batches of the first stage by step, over epochs, with a clean end."""
 
     def __init__(
-        self, stream: TrainStream, normalise: Normalise, start: int, stop: int, stop_requested: Callable[[], bool]
+        self, stream: TrainStream, normalise: Ready, start: int, stop: int, stop_requested: Callable[[], bool]
     ) -> None:
         self._normalise, self._stop_requested = normalise, stop_requested
         self._step = start

@@ -45,7 +45,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
         device=device,
     )
     normalise = Normalise(job["data"], device, network.DTYPES[trained.description["precision"]])
-    batches = eval_batches(part, job["data"], normalise, batch_size=_BATCH, replica=0, replicas=1)
+    batches = eval_batches(part, job, normalise, batch_size=_BATCH, replica=0, replicas=1)
     result = evaluate(
         stage,
         batches,

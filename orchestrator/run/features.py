@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hff.layers import LocalLayer
 from orchestrator.data.feature_store import MadeShard, SetPlan, feature_key, write_shard
-from orchestrator.data.features import Vectors
+from orchestrator.data.features import FeatureFolders, Vectors
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.stream import Batch, ImageSource, ahead
 from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
@@ -47,15 +47,6 @@ class Wanted:
     plan: SetPlan
     source: str
     epoch: int | None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Where a run finds its features: the folders of the training views, and of plain sets by index hash."""
-
-    parts: tuple[int, ...]
-    views: tuple[str, ...]
-    plain: dict[str, str]
 
 
 def build_trunk(
@@ -112,7 +103,7 @@ def features_folder(runs: Path) -> Path:
     return runs / ".features"
 
 
-def wanted_sets(job: Mapping[str, Any], datasets: Datasets, trunk: Trunk) -> tuple[list[Wanted], Choice]:
+def wanted_sets(job: Mapping[str, Any], datasets: Datasets, trunk: Trunk) -> tuple[list[Wanted], FeatureFolders]:
     """The sets that a job trains and is evaluated on, and where they lie.
 
     Without augmentation the training images have one set, which serves the held-out part of them too. A view is
@@ -137,7 +128,7 @@ def wanted_sets(job: Mapping[str, Any], datasets: Datasets, trunk: Trunk) -> tup
     for name, part in (("val", datasets.val), ("test", datasets.test)):
         if part is not None and part.index.sha256 not in plain:
             plain[part.index.sha256] = want(name, part.index, None)
-    return list(wanted.values()), Choice(trunk.parts, tuple(views), plain)
+    return list(wanted.values()), FeatureFolders(trunk.parts, tuple(views), plain)
 
 
 def ask_to_stop(plan: SetPlan) -> None:

@@ -18,7 +18,7 @@ from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint, network
 from orchestrator.run.context import Context, Control
-from orchestrator.run.datasets import Datasets, Normalise, Part, TrainFeed, eval_batches, train_stream
+from orchestrator.run.datasets import Datasets, Part, Ready, TrainFeed, eval_batches, train_stream
 from orchestrator.run.evaluate import Evaluation, evaluate
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
@@ -42,7 +42,7 @@ class Loop:
     stage: Stage
     schedule: Schedule
     datasets: Datasets
-    normalise: Normalise
+    normalise: Ready
     heartbeat: Heartbeat
     ledger: Ledger = field(default_factory=Ledger)
     samples_seen: int = 0
@@ -110,7 +110,13 @@ class Loop:
         return self.context.rank == 0
 
     def _feed(self, start: int, replica: int) -> TrainFeed:
-        stream = train_stream(self.datasets, self.assignment.job, replica=replica, replicas=self.mesh.replicas)
+        stream = train_stream(
+            self.datasets,
+            self.assignment.job,
+            replica=replica,
+            replicas=self.mesh.replicas,
+            features=self.assignment.features,
+        )
         total = self.schedule.total_steps
         return TrainFeed(stream, self.normalise, start, total, self.heartbeat.stop_requested)
 
@@ -222,11 +228,12 @@ class Loop:
         if stage_index == 0:
             batches = eval_batches(
                 part,
-                self.assignment.job["data"],
+                self.assignment.job,
                 self.normalise,
                 batch_size=self.assignment.max_batch,
                 replica=replica,
                 replicas=self.mesh.replicas,
+                features=self.assignment.features,
             )
         layers = len(self.assignment.layer_names)
         result = evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch.distributed as dist
 
 from hff.layers import LocalLayer
 from hff.local import make_optimizer
-from orchestrator.errors import EXIT_OTHER, OrchestratorError
+from orchestrator.data.features import FeatureFolders
+from orchestrator.errors import EXIT_OTHER, CheckpointError, OrchestratorError
 from orchestrator.job.per_layer import of_layer
 from orchestrator.pipeline.links import LinkError, LinkShape, Receiver, Sender, open_links
 from orchestrator.pipeline.mesh import Mesh
@@ -22,11 +24,12 @@ from orchestrator.pipeline.stage import Stage
 from orchestrator.pipeline.sync_norm import synchronise_norms
 from orchestrator.run import checkpoint, network
 from orchestrator.run.context import Context, Control
-from orchestrator.run.datasets import Normalise, open_datasets
+from orchestrator.run.datasets import Normalise, Numbers, Ready, open_datasets
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.loop import Loop
 from orchestrator.run.schedule import Schedule, make_schedule
+from orchestrator.transfer.cached import fed, trunk_sha256, trunk_units
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Assignment:
     token: str
     # With the sequential schedule: end after the phases of so many layers.
     phases: int | None = None
+    # The cached outputs of a frozen backbone, where the job trains on these.
+    features: FeatureFolders | None = None
 
 
 def work(assignment: Assignment, context: Context, device: torch.device) -> str:
@@ -117,6 +122,9 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
         _optimizer(layer, of_layer(job["train"], job["per_layer"], first + i)) for i, layer in enumerate(layers)
     ]
     _load_layers(assignment, schedule, first, layers, optimizers)
+    if assignment.features is not None:
+        _refuse_other_trunk(assignment, first, layers)
+        layers = fed(layers, first, assignment.features.parts)
     peers = _replica_group(mesh, stage_index)
     if peers is not None:
         for layer in layers:
@@ -147,7 +155,7 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
                 stage=stage,
                 schedule=schedule,
                 datasets=datasets,
-                normalise=Normalise(job["data"], device, network.DTYPES[job["train"]["precision"]]),
+                normalise=_ready(assignment, device),
                 heartbeat=heartbeat,
             )
             return loop.run(), heartbeat.state["step"]
@@ -180,6 +188,24 @@ def _load_layers(
             checkpoint.load_layer(source, index, layer, None if assignment.weights_only else optimizer)
 
 
+def _refuse_other_trunk(assignment: Assignment, first: int, layers: Sequence[LocalLayer]) -> None:
+    """Weights of a checkpoint and cached features must come from one trunk."""
+    features = assignment.features
+    assert features is not None
+    for unit, expected in zip(trunk_units(layers), features.trunk[first:], strict=False):
+        if trunk_sha256([unit]) != expected:
+            raise CheckpointError(
+                f"model.pretrained: the frozen weights of {assignment.job['model']['backbone']} are not those that "
+                f"{assignment.resume_from} was trained with; give the same file, or start afresh with --resume never"
+            )
+
+
+def _ready(assignment: Assignment, device: torch.device) -> Ready:
+    """What makes the network's input of a batch."""
+    dtype = network.DTYPES[assignment.job["train"]["precision"]]
+    return Numbers(device, dtype) if assignment.features else Normalise(assignment.job["data"], device, dtype)
+
+
 def prepare_torch(cluster: dict[str, Any], device: torch.device) -> None:
     """Threads and determinism: the same bits for the same job on the same kind of machine."""
     if device.type == "cpu":
@@ -208,6 +234,23 @@ def _own_layers(assignment: Assignment, stage_index: int, device: torch.device) 
     )
     # Convolutions are faster in this layout, on CPU (1.3x measured) and GPU alike.
     return [layer.to(device).to(memory_format=torch.channels_last) for layer in layers]
+
+
+def _restore(
+    assignment: Assignment, first: int, layers: Sequence[LocalLayer], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Read the layers from the checkpoint that the attempt starts from."""
+    if assignment.resume_from is None:
+        return
+    trunk = trunk_sha256(trunk_units(layers))
+    for i, (layer, optimizer) in enumerate(zip(layers, optimizers, strict=True)):
+        state = None if assignment.weights_only else optimizer
+        checkpoint.load_layer(Path(assignment.resume_from), first + i, layer, state)
+    if not assignment.weights_only and trunk_sha256(trunk_units(layers)) != trunk:
+        raise CheckpointError(
+            f"model.pretrained: the frozen weights of {assignment.job['model']['backbone']} are not those that "
+            f"{assignment.resume_from} was trained with; give the same file, or start afresh with --resume never"
+        )
 
 
 def _optimizer(layer: LocalLayer, train: dict[str, Any]) -> torch.optim.Optimizer:

@@ -68,12 +68,11 @@ class FedUnit(LocalLayer):
     def __init__(self, unit: LocalLayer, skip: int) -> None:
         super().__init__(unit.name, unit.body, unit.head)
         self.skip = skip
-        self._learning = divided(unit)[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """The features from this unit's own on, (B, own + rest); behind layers on top, what these make of them."""
         x = x[:, self.skip :]
-        for module in self._learning:
+        for module in divided(self)[1]:
             x = module(x)
         return x
 
