@@ -153,9 +153,11 @@ class FeatureSet:
 @dataclass(frozen=True)
 class FeatureFolders:
     """Where a run finds its features, as plain values: a folder per view of the training images, and the folders of
-    images without augmentation by the SHA-256 of their index. `parts` are the numbers that each unit sees."""
+    images without augmentation by the SHA-256 of their index. For each unit of the trunk `parts` tells how many
+    numbers it sees and `trunk` the hash of its frozen weights."""
 
     parts: tuple[int, ...]
+    trunk: tuple[str, ...]
     views: tuple[str, ...]
     plain: dict[str, str]
 

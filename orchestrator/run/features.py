@@ -30,10 +30,10 @@ _STOP = ".stop"
 
 @dataclass(frozen=True)
 class Trunk:
-    """What a key needs to know of a frozen trunk: the numbers that each head sees, and the hash of its weights."""
+    """What a key needs to know of a frozen trunk: for each unit, the numbers that it sees and its weights' hash."""
 
     parts: tuple[int, ...]
-    sha256: str
+    sha256: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,12 @@ def examine(units: Sequence[LocalLayer], job: Mapping[str, Any]) -> Trunk:
     size = job["data"]["image_size"]
     dtype = network.DTYPES[job["train"]["precision"]]
     image = torch.zeros(1, job["data"]["channels"], size, size, dtype=dtype)
-    return Trunk(tuple(part.shape[1] for part in trunk_parts(units, image)), trunk_sha256(units))
+    return Trunk(tuple(part.shape[1] for part in trunk_parts(units, image)), hashes(units))
+
+
+def hashes(units: Sequence[LocalLayer]) -> tuple[str, ...]:
+    """The hash of the frozen weights of each unit."""
+    return tuple(trunk_sha256([unit]) for unit in units)
 
 
 def recipe(job: Mapping[str, Any], trunk: Trunk, index_sha256: str, epoch: int | None) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def recipe(job: Mapping[str, Any], trunk: Trunk, index_sha256: str, epoch: int |
         "version": _VERSION,
         "timm": version("timm"),
         "backbone": model["backbone"],
-        "weights_sha256": trunk.sha256,
+        "weights_sha256": list(trunk.sha256),
         "head_grid": model["head_grid"],
         "parts": list(trunk.parts),
         "precision": job["train"]["precision"],
@@ -128,7 +133,7 @@ def wanted_sets(job: Mapping[str, Any], datasets: Datasets, trunk: Trunk) -> tup
     for name, part in (("val", datasets.val), ("test", datasets.test)):
         if part is not None and part.index.sha256 not in plain:
             plain[part.index.sha256] = want(name, part.index, None)
-    return list(wanted.values()), FeatureFolders(trunk.parts, tuple(views), plain)
+    return list(wanted.values()), FeatureFolders(trunk.parts, trunk.sha256, tuple(views), plain)
 
 
 def ask_to_stop(plan: SetPlan) -> None:
@@ -149,11 +154,11 @@ class Extractor:
     ) -> None:
         self._job, self._device = job, device
         self._units = build_trunk(job, num_classes, device, weights_from)
-        found = trunk_sha256(self._units)
+        found = hashes(self._units)
         if found != trunk.sha256:
             raise CheckpointError(
                 f"model.pretrained: {job['model']['pretrained']}: this worker got other weights than the driver: "
-                f"expected SHA-256 {trunk.sha256}, found {found}"
+                f"expected SHA-256 {', '.join(trunk.sha256)}, found {', '.join(found)}"
             )
         self._normalise = Normalise(job["data"], device, network.DTYPES[job["train"]["precision"]])
 

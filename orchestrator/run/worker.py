@@ -236,23 +236,6 @@ def _own_layers(assignment: Assignment, stage_index: int, device: torch.device) 
     return [layer.to(device).to(memory_format=torch.channels_last) for layer in layers]
 
 
-def _restore(
-    assignment: Assignment, first: int, layers: Sequence[LocalLayer], optimizers: Sequence[torch.optim.Optimizer]
-) -> None:
-    """Read the layers from the checkpoint that the attempt starts from."""
-    if assignment.resume_from is None:
-        return
-    trunk = trunk_sha256(trunk_units(layers))
-    for i, (layer, optimizer) in enumerate(zip(layers, optimizers, strict=True)):
-        state = None if assignment.weights_only else optimizer
-        checkpoint.load_layer(Path(assignment.resume_from), first + i, layer, state)
-    if not assignment.weights_only and trunk_sha256(trunk_units(layers)) != trunk:
-        raise CheckpointError(
-            f"model.pretrained: the frozen weights of {assignment.job['model']['backbone']} are not those that "
-            f"{assignment.resume_from} was trained with; give the same file, or start afresh with --resume never"
-        )
-
-
 def _optimizer(layer: LocalLayer, train: dict[str, Any]) -> torch.optim.Optimizer:
     return make_optimizer(
         layer,
