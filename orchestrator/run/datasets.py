@@ -116,11 +116,6 @@ def _check(datasets: Datasets, data: dict[str, Any]) -> None:
             raise DataError(f"data.expect.{key}: the job states {stated}, the index has {number}")
 
 
-def framing(data: dict[str, Any]) -> dict[str, Any]:
-    """How an image is cropped and resized, where a job says so (a transfer job does)."""
-    return {key: data[key] for key in ("crop_share", "interpolation") if data.get(key) is not None}
-
-
 class Sources:
     """What a job's batches are made of: its images, or the features of a frozen trunk that were kept of them."""
 

@@ -20,7 +20,8 @@ from orchestrator.data.index import Index, open_index
 from orchestrator.data.stream import Batch, ImageSource, ahead
 from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
 from orchestrator.run import checkpoint, network
-from orchestrator.run.datasets import Datasets, Normalise, framing
+from orchestrator.run.classifier import framing
+from orchestrator.run.datasets import Datasets, Normalise
 from orchestrator.transfer.cached import trunk_parts, trunk_sha256, trunk_units
 
 _VERSION = 1
