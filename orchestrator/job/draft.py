@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.errors import JobError
-from orchestrator.job import document
+from orchestrator.job import document, space
 from orchestrator.job.document import Path
 from orchestrator.job.messages import Problem, problems
 from orchestrator.job.repair import KINDS, KNOWN_PATHS, STAND_INS, drop, kind_of, mend, of_stand_in, touches
@@ -116,7 +116,21 @@ class Draft:
             self._inline_base(given, resolve)
         job = self._valid()
         assert isinstance(job, SearchJob)
+        self._refuse_values(job)
         return job
+
+    def _refuse_values(self, search: SearchJob) -> None:
+        """Raise JobError when the base job would not be valid with a value of the space."""
+        for path, domain in search.domains.items():
+            for value in space.extremes(domain):
+                values = space.with_values(search.base, {path: value})
+                try:
+                    Draft("base", document.Document(values), lines_shown=False).job()
+                except JobError as error:
+                    self._add(("space", *path.split(".")), f"{show(value)} makes no valid job: {str(error).splitlines()[0]}")
+                    break
+        if self.found:
+            raise self._error()
 
     def _inline_base(self, given: dict[str, Any], resolve: Callable[[Job], Job]) -> None:
         lines = {path[1:]: line for path, line in self.lines.items() if path[:1] == _BASE}
@@ -204,9 +218,11 @@ class Draft:
         return any(path[: len(p)] == p for p in self.set_paths)
 
     def _line(self, path: Path) -> int:
-        while path and path not in self.lines:
+        # A path of a space is one key with dots in it.
+        by_name = {".".join(known): line for known, line in self.lines.items()}
+        while path and ".".join(path) not in by_name:
             path = path[:-1]
-        return self.lines.get(path, 1)
+        return by_name.get(".".join(path), 1)
 
     def _error(self) -> JobError:
         lines = [text for _, text in sorted(self.found, key=lambda entry: entry[0])]

@@ -9,17 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.job.search import LAYER_KEYS
 from orchestrator.search.record import Trial, best
-
-# What a layer can have of its own: key path of the job -> key of an entry of `per_layer`.
-LAYER_KEYS = {
-    f"{section}.{key}": key
-    for section, keys in {
-        "train": ("lr", "weight_decay"),
-        "objective": ("margin", "scale", "sharpness", "label_smoothing", "prototypes_per_class"),
-    }.items()
-    for key in keys
-}
 
 
 def layer_of(index: int, samples: int) -> int:
