@@ -127,7 +127,9 @@ class Draft:
                 try:
                     Draft("base", document.Document(values), lines_shown=False).job()
                 except JobError as error:
-                    self._add(("space", *path.split(".")), f"{show(value)} makes no valid job: {str(error).splitlines()[0]}")
+                    self._add(
+                        ("space", *path.split(".")), f"{show(value)} makes no valid job: {str(error).splitlines()[0]}"
+                    )
                     break
         if self.found:
             raise self._error()

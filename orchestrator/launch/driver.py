@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -35,6 +35,19 @@ from orchestrator.show.terminal import Follower, plan_table, result_table
 Launch = Callable[[Assignment], None]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a run is to something larger, a trial to its search; nothing for a run of its own.
+
+    `tags` go to its MLflow run, what it says goes to `out`, and with the sequential schedule it ends after the
+    phases of `phases` layers.
+    """
+
+    tags: Mapping[str, str] = field(default_factory=dict)
+    out: TextIO | None = None
+    phases: int | None = None
+
+
 @dataclass
 class Drive:
     """What the parts of a drive share."""
@@ -46,6 +59,7 @@ class Drive:
     say: Callable[[str], None]
     origin: Path
     launch: Launch | None
+    part: Part
 
 
 def run_job(
@@ -56,6 +70,7 @@ def run_job(
     say: Callable[[str], None] = print,
     origin: Path | None = None,
     launch: Launch | None = None,
+    part: Part | None = None,
 ) -> dict[str, Any]:
     """Run a training job to its end and return its summary.
 
@@ -72,6 +87,7 @@ def run_job(
         say=say,
         origin=origin or Path.cwd(),
         launch=launch,
+        part=part or Part(),
     )
     _refuse_missing_gpu(job)
     with Lease(drive.folder):
@@ -167,6 +183,7 @@ def _assignment(
         attempt_steps=attempt.earlier_steps,
         git_commit=prepare.git_commit(drive.origin),
         token=f"{run_token(str(drive.folder.path), attempt.number)}-{uuid.uuid4().hex[:8]}",
+        phases=drive.part.phases,
     )
 
 
@@ -185,6 +202,7 @@ def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan) -> str:
         "git.commit": prepare.git_commit(drive.origin) or "unknown",
         "run.folder": str(drive.folder.path),
         f"attempt.{attempt.number}.stages": str([stage.layers for stage in plan.stages]),
+        **drive.part.tags,
     }
     write_json(drive.folder.path / "tracking.json", {"uri": _uri(drive)})
     return tracking.create_run(
@@ -257,7 +275,7 @@ def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failu
 @contextmanager
 def _followed(drive: Drive, assignment: Assignment) -> Iterator[None]:
     """Show progress and send metrics to MLflow beside the run, from the files that its rank 0 writes."""
-    follower = Follower(drive.folder.path, assignment.attempt)
+    follower = Follower(drive.folder.path, assignment.attempt, drive.part.out)
     sink = tracking.EventSink(_uri(drive), assignment.run_id or "", drive.folder.path)
     follower.start()
     sink.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -12,7 +13,10 @@ _WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignal:
-    """Installed around a run in the main thread; `on_stop` is called once, inside the handler."""
+    """Installed around a run; `on_stop` is called once, inside the handler.
+
+    Signals belong to the main thread: a run in another one, a trial of a search, is stopped by its file alone.
+    """
 
     def __init__(self, on_stop: Callable[[str], None]) -> None:
         self._on_stop = on_stop
@@ -20,7 +24,8 @@ class StopSignal:
         self.received: str | None = None
 
     def __enter__(self) -> StopSignal:
-        for number in _WATCHED:
+        watched = _WATCHED if threading.current_thread() is threading.main_thread() else ()
+        for number in watched:
             self._previous[number] = signal.signal(number, self._handle)
         return self
 
