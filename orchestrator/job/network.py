@@ -33,14 +33,16 @@ def known_train_samples(job: Job) -> int | None:
     return samples - round(samples * held_out)
 
 
-def head_shape(job: Job, num_classes: int | None) -> HeadShape:
-    """The head of each layer; with unknown classes, of 10."""
+def head_shape(job: Job, num_classes: int | None, layer: int = 0) -> HeadShape:
+    """The head of a layer; with unknown classes, of 10."""
     from hff.shapes import HeadShape
 
     classes = ASSUMED_CLASSES if num_classes is None else num_classes
-    if job.objective.name == "hff":
-        return HeadShape("prototype", classes, job.objective.prototypes_per_class)
-    return HeadShape("linear", classes, 1)
+    if job.objective.name != "hff":
+        return HeadShape("linear", classes, 1)
+    own = job.per_layer[layer] if layer < len(job.per_layer) else None
+    count = None if own is None else own.prototypes_per_class
+    return HeadShape("prototype", classes, count or job.objective.prototypes_per_class)
 
 
 def layer_shapes(job: Job, num_classes: int | None) -> tuple[LayerShape, ...]:
@@ -57,7 +59,7 @@ def layer_shapes(job: Job, num_classes: int | None) -> tuple[LayerShape, ...]:
     return describe(
         options(**values),
         (job.data.channels, job.data.image_size, job.data.image_size),
-        head_shape(job, num_classes),
+        [head_shape(job, num_classes, layer) for layer in range(len(model.widths))],
         block_size=block_size(job),
         end_to_end=job.objective.name == "bp",
     )

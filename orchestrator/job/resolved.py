@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from orchestrator.job import document
 from orchestrator.job.schema import Job
@@ -21,12 +22,12 @@ _LATER: dict[tuple[str, ...], Any] = {("per_layer",): [], ("train", "vote_from_t
 _FREE_DATA = ("train", "test", "loader_threads", "prefetch_batches", "expect")
 
 
-def job_to_dict(job: Job) -> dict[str, Any]:
+def job_to_dict(job: BaseModel) -> dict[str, Any]:
     """Every key of a job with its value, defaults too, in plain types (JSON can hold them)."""
     return job.model_dump(mode="json")
 
 
-def job_yaml(job: Job) -> str:
+def job_yaml(job: BaseModel) -> str:
     """The text of a job file that `load_job` reads back as an equal job; empty keys are left out."""
     body: str = yaml.dump(
         _without_nothing(job_to_dict(job)),

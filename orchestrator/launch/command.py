@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import EXIT_DONE, JobError
-from orchestrator.job.load import load_job
+from orchestrator.job.load import load_any, load_job
+from orchestrator.job.search import SearchJob
 from orchestrator.run.folder import write_json
 
 
@@ -22,12 +23,21 @@ def run_command(
     resume: str,
 ) -> int:
     """Run the job; returns the exit code. Errors are raised."""
-    job = load_job(job_path, overrides, tell=print)
+    job = load_any(job_path, overrides, tell=print)
     # Libraries warn about their own affairs; the user of a job sees our words only.
     warnings.simplefilter("ignore")
     from orchestrator.launch.local import torchrun_rank
 
     origin = Path(job_path).absolute().parent
+    if isinstance(job, SearchJob):
+        from orchestrator.launch.search import run_search
+
+        if torchrun_rank() is not None:
+            raise JobError("kind: search places its own workers; run it without torchrun")
+        if seeds is not None:
+            raise JobError("--seeds: not with kind search; make train.seed a path of its space or search once per seed")
+        run_search(job, resume=resume, summary_path=summary_path, origin=origin)
+        return EXIT_DONE
     if torchrun_rank() is not None:
         from orchestrator.launch.torchrun import run_under_torchrun
 

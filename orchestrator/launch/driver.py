@@ -329,12 +329,14 @@ def _log_result(drive: Drive, assignment: Assignment) -> None:
     folder, uri = drive.folder, _uri(drive)
     newest, _ = checkpoint.newest_valid(folder)
     assert newest is not None, "a finished run has saved its last step"
-    state = checkpoint.read_state(newest)
-    description = network.description(drive.values, class_names(folder, drive.values), state)
     plot = folder.path / "accuracy.svg"
     events, _ = folder.read_events()
     plot.write_text(accuracy_plot(events, assignment.layer_names), encoding="utf-8")
-    warning = tracking.log_model(uri, assignment.run_id or "", newest, description)
+    warning = None
+    if assignment.phases is None:  # the upper layers of a part of a run have learned nothing
+        state = checkpoint.read_state(newest)
+        description = network.description(drive.values, class_names(folder, drive.values), state)
+        warning = tracking.log_model(uri, assignment.run_id or "", newest, description)
     files = [folder.summary, folder.job, plot]
     warning = tracking.finish_run(uri, assignment.run_id, "FINISHED", files) or warning
     if warning:

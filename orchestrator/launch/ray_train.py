@@ -67,7 +67,8 @@ def _train_worker(config: dict[str, Any]) -> None:
 class RaySession:
     """A connection to the cluster named by RAY_ADDRESS, or a Ray of our own on this machine."""
 
-    def __init__(self, cluster: dict[str, Any]) -> None:
+    def __init__(self, cluster: dict[str, Any] | None) -> None:
+        """`cluster` is the section of the one run that the Ray is for; None for many that share what there is."""
         self._cluster = cluster
         self.own = False
 
@@ -105,13 +106,17 @@ class RaySession:
 
     def _local_cpus(self) -> int:
         """At least what the job asks for: on one machine the user decides how many workers share a core."""
+        cores = os.cpu_count() or 1
+        if self._cluster is None:
+            return cores
         needed = self._cluster["workers"] * self._cluster["cpus_per_worker"]
-        return max(os.cpu_count() or 1, -(-int(needed * 1000) // 1000))
+        return max(cores, -(-int(needed * 1000) // 1000))
 
     def check_resources(self) -> None:
         """Refuse a job that this cluster can never place, with the sum. Raises JobError."""
         import ray
 
+        assert self._cluster is not None
         there = ray.cluster_resources()
         workers = self._cluster["workers"]
         needed = {"CPU": workers * self._cluster["cpus_per_worker"]}

@@ -205,6 +205,17 @@ def _restore_optimizer(layer: LocalLayer, optimizer: torch.optim.Optimizer, tens
         optimizer.state[parameter][slot] = value
 
 
+def fork(source: Path, folder: RunFolder) -> None:
+    """Give a run that has no checkpoint yet a copy of another run's, so that it goes on from there."""
+    if steps_found(folder):
+        return
+    # Copied under the name of a leftover, so that half a copy is deleted and never taken for a checkpoint.
+    temporary = folder.checkpoints / f".{source.name}.fork.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    os.rename(temporary, folder.checkpoints / source.name)
+
+
 def prune(folder: RunFolder, keep_last: int) -> None:
     """Delete all but the newest `keep_last` checkpoints."""
     for step in steps_found(folder)[:-keep_last]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -201,6 +202,32 @@ def finish_run(uri: str, run_id: str | None, status: str, artifacts: Sequence[Pa
             client.set_terminated(run_id, status=status)
         except Exception as error:  # a finished run must not fail for its tracking
             return f"MLflow: the run's end could not be logged: {str(error).splitlines()[0]}"
+    return None
+
+
+def note(
+    uri: str,
+    run_id: str,
+    *,
+    tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+    status: str | None = None,
+) -> str | None:
+    """Add tags, metrics and perhaps a final status to a run. Returns a warning instead of raising."""
+    from mlflow.entities import Metric, RunTag
+
+    now = int(time.time() * 1000)
+    with _client(uri) as client:
+        try:
+            client.log_batch(
+                run_id,
+                metrics=[Metric(key, value, now, 0) for key, value in (metrics or {}).items()],
+                tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+            )
+            if status is not None:
+                client.set_terminated(run_id, status=status)
+        except Exception as error:  # a finished search must not fail for its tracking
+            return f"MLflow: tags could not be logged: {str(error).splitlines()[0]}"
     return None
 
 

@@ -14,28 +14,27 @@ Curve = Sequence[tuple[int, float]]
 _MEDIAN_LEAST = 3
 
 
-def rungs(grace_epochs: int, reduction_factor: int, epochs: int) -> list[int]:
-    """Epochs after which asynchronous successive halving decides: grace, grace x factor, ... before the last."""
-    found = []
+def newest_rung(before: int, epoch: int, grace_epochs: int, factor: int) -> int | None:
+    """The highest of the epochs grace, grace x factor, ... that lies in (before, epoch]; None without one."""
+    found = None
     rung = grace_epochs
-    while rung < epochs:
-        found.append(rung)
-        rung *= reduction_factor
+    while rung <= epoch:
+        found = rung if rung > before else None
+        rung *= factor
     return found
 
 
-def asha_stops(curve: Curve, others: Sequence[Curve], *, rung_epochs: Sequence[int], factor: int, sign: int) -> bool:
+def asha_stops(curve: Curve, others: Sequence[Curve], *, grace_epochs: int, factor: int, sign: int) -> bool:
     """Whether a trial that has just got its newest metric ends here (Li et al. 2020, arXiv 1810.05934).
 
     At a rung it goes on when it is among the best 1 / factor of those that came to this rung before; the first one
     always does. `sign` is 1 where more is better and -1 where less is.
     """
     epoch, value = curve[-1]
-    before = curve[-2][0] if len(curve) > 1 else 0
-    reached = [rung for rung in rung_epochs if before < rung <= epoch]
-    if not reached:
+    rung = newest_rung(curve[-2][0] if len(curve) > 1 else 0, epoch, grace_epochs, factor)
+    if rung is None:
         return False
-    there = [sign * v for other in others if (v := at_rung(other, reached[-1])) is not None]
+    there = [sign * v for other in others if (v := at_rung(other, rung)) is not None]
     return bool(there) and sign * value < _quantile(there, 1 - 1 / factor)
 
 

@@ -68,10 +68,10 @@ def line_plot(
             )
         for x, y in line if len(line) < 40 else line[-1:]:
             parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2.5" fill="{colour(i)}">{title}</circle>')
-    return _svg(_WIDTH, _HEIGHT, parts, y_label)
+    return svg(_WIDTH, _HEIGHT, parts, y_label)
 
 
-def bar_plot(values: Sequence[tuple[str, float]]) -> str:
+def bar_plot(values: Sequence[tuple[str, float]], label: str = "accuracy of each layer") -> str:
     """Horizontal bars of fractions with their percentage."""
     row, left = 26, 120
     height = row * len(values) + 8
@@ -82,7 +82,7 @@ def bar_plot(values: Sequence[tuple[str, float]]) -> str:
         parts.append(f'<text x="{left - 8}" y="{y + 17}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<rect x="{left}" y="{y + 3}" width="{width:.1f}" height="{row - 8}" rx="3" fill="{colour(i)}"/>')
         parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 17}">{100 * value:.2f} %</text>')
-    return _svg(_WIDTH, height, parts, "accuracy of each layer")
+    return svg(_WIDTH, height, parts, label)
 
 
 def heat_map(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
@@ -114,10 +114,11 @@ def heat_map(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
                 f'<text x="{left - 6:.0f}" y="{top + t * cell + cell / 2 + 4:.1f}" text-anchor="end">'
                 f"{escape(names[t][:14])}</text>"
             )
-    return _svg(left + size + 8, top + size + 8, parts, "confusion matrix")
+    return svg(left + size + 8, top + size + 8, parts, "confusion matrix")
 
 
-def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
+def svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
+    """A standalone picture of these elements."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
         f'aria-label="{escape(label)}" font-family="system-ui, sans-serif" font-size="11">'
@@ -142,4 +143,4 @@ def layer_curves(events: Sequence[Mapping[str, Any]], names: Sequence[str]) -> d
 def accuracy_plot(events: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     """The per-layer accuracy over epochs as a standalone SVG file."""
     drawn = line_plot(layer_curves(events, names), x_label="epoch", y_label="val top-1", percent=True)
-    return drawn or _svg(_WIDTH, 40, ['<text x="8" y="24">no validation data</text>'], "no data")
+    return drawn or svg(_WIDTH, 40, ['<text x="8" y="24">no validation data</text>'], "no data")

@@ -1,0 +1,323 @@
+"""`kind: search`: many runs, one question. Decide, announce, let Ray Tune run the trials, conclude."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
+from orchestrator.job.load import job_from_values
+from orchestrator.job.network import units
+from orchestrator.job.resolved import decisive, flatten, job_yaml
+from orchestrator.job.search import SearchJob
+from orchestrator.job.show import show
+from orchestrator.launch.ray_train import RaySession
+from orchestrator.launch.search_board import Record, SearchBoard
+from orchestrator.launch.signals import StopSignal
+from orchestrator.run import prepare, tracking
+from orchestrator.run.datasets import open_datasets, prepare_embedded
+from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
+from orchestrator.search import fit, jobs, layerwise, record, tpe
+from orchestrator.search.record import Trial
+from orchestrator.show.report import write_report
+from orchestrator.show.search_terminal import search_table, values_text
+
+# What may differ when a search goes on: where it runs, and how many trials it has when their values stay the same.
+_FREE = ("name", "runs", "concurrency", "tracking")
+
+
+@dataclass
+class Drive:
+    """What the parts of a search share."""
+
+    search: SearchJob
+    folder: RunFolder
+    say: Callable[[str], None]
+    origin: Path
+
+    @property
+    def uri(self) -> str:
+        return tracking.resolve_uri(self.search.tracking.uri, Path(self.search.runs))
+
+    @property
+    def record_file(self) -> Path:
+        return self.folder.path / "search.json"
+
+
+def run_search(
+    search: SearchJob,
+    *,
+    resume: str = "auto",
+    summary_path: Path | None = None,
+    say: Callable[[str], None] = print,
+    origin: Path | None = None,
+) -> dict[str, Any]:
+    """Run a search to its end and return its summary; one that was stopped or killed goes on.
+
+    `resume` is auto, never or must. Raises the errors of orchestrator.errors; Interrupted when it was stopped.
+    """
+    drive = Drive(search, RunFolder(Path(search.runs) / search.name), say, origin or Path.cwd())
+    with Lease(drive.folder):
+        summary = _finished(drive, resume) or _drive(drive)
+    if summary_path is not None:
+        write_json(summary_path, summary)
+    return summary
+
+
+def check_offline(search: SearchJob) -> int | None:
+    """How many trials this machine runs at a time; None where RAY_ADDRESS names a cluster that only a run can ask.
+
+    Raises JobError when a trial is larger than this machine, or more are asked for at a time than fit.
+    """
+    if search.sampler == "tpe":
+        tpe.require()
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    need = fit.need_of(search.base["cluster"])
+    # How many GPUs there are is torch's to say, which a check does without.
+    return fit.concurrency(need, os.cpu_count() or 1, float("inf"), search.concurrency, "this machine")
+
+
+def _finished(drive: Drive, resume: str) -> dict[str, Any] | None:
+    folder, search = drive.folder, drive.search
+    if resume == "never":
+        replaced = folder.set_aside()
+        if replaced is not None:
+            drive.say(f"The earlier search {search.name} is now {replaced.name}.")
+        return None
+    if resume == "must" and not drive.record_file.exists():
+        raise CheckpointError(
+            f"{folder.path}: there is no search to go on with (--resume must); run without it to start one"
+        )
+    _refuse_changes(drive)
+    summary: dict[str, Any] | None = read_json(folder.summary)
+    if summary is None or len(summary["trials"]) < _total(search):
+        return None
+    drive.say(
+        f"Search {search.name} is finished already ({folder.summary}). "
+        "Use --resume never to run it afresh, or give it another name."
+    )
+    return summary
+
+
+def _refuse_changes(drive: Drive) -> None:
+    """Raise JobError, key by key, when this folder belongs to another search."""
+    folder = drive.folder
+    if not folder.job.exists():
+        return
+    old, new = (
+        _decisive(values) for values in (yaml.safe_load(folder.job.read_text(encoding="utf-8")), _plain(drive.search))
+    )
+    changed = [
+        f"{key}: was {show(old.get(key))}, is {show(new.get(key))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise JobError(
+            f"{folder.path.name}: the search differs from the one that was started under this name:\n  "
+            + "\n  ".join(changed)
+            + "\nGive it another name, undo the change, or start afresh with --resume never."
+        )
+
+
+def _plain(search: SearchJob) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(job_yaml(search))
+    return values
+
+
+def _decisive(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the result of a search, flat. More trials of a flat random search are a longer one, no other."""
+    base = decisive({"data": {}, **values["base"]})
+    longer = values["strategy"] == "flat" and values["sampler"] != "grid"
+    kept = {k: v for k, v in values.items() if k not in _FREE and not (k == "samples" and longer)}
+    # Paths of the space have dots themselves; each is one key with its domain.
+    return flatten({**kept, "space": {}, "base": base}) | {f"space {k}": v for k, v in values["space"].items()}
+
+
+def _layers(search: SearchJob) -> int | None:
+    """Layers that a layerwise search settles; None for a flat one."""
+    return units(job_from_values(search.base)) if search.strategy == "layerwise" else None
+
+
+def _total(search: SearchJob) -> int:
+    return search.trials_each * (_layers(search) or 1)
+
+
+def _drive(drive: Drive) -> dict[str, Any]:
+    search, folder = drive.search, drive.folder
+    check_offline(search)
+    trials = jobs.trials_folder(search)
+    prepare_embedded(search.base["data"], trials)
+    open_datasets(search.base["data"], trials)
+    trials.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.job, job_yaml(search))
+    kept = Record(drive.record_file)
+    board = SearchBoard(
+        search, kept, layers=_layers(search), uri=drive.uri, folder=folder.path, origin=drive.origin, say=drive.say
+    )
+    board.stop_file.unlink(missing_ok=True)
+    _track(drive, kept)
+    if board.left:
+        with RaySession(None):
+            _run(drive, board)
+    return _conclude(drive, board)
+
+
+def _track(drive: Drive, kept: Record) -> None:
+    """Create the parent run in MLflow, or go on in it: database and experiment are there before any trial asks."""
+    search = drive.search
+    flat = flatten(_decisive(_plain(search)))
+    write_json(drive.folder.path / "tracking.json", {"uri": drive.uri})
+    kept.run_id = tracking.create_run(
+        drive.uri,
+        search.tracking.experiment,
+        search.name,
+        params=flat,
+        tags={
+            "job.kind": search.kind,
+            "git.commit": prepare.git_commit(drive.origin) or "unknown",
+            "run.folder": str(drive.folder.path),
+        },
+        artifacts=Path(search.runs) / "mlartifacts",
+        run_id=kept.run_id,
+    )
+    kept.save()
+
+
+def _run(drive: Drive, board: SearchBoard) -> None:
+    """Let Ray Tune run the trials that are left. Raises Interrupted when the search was stopped."""
+    import ray
+
+    from orchestrator.launch.ray_tune import run_trials
+
+    search, there = drive.search, ray.cluster_resources()
+    need = fit.need_of(search.base["cluster"])
+    where = "the Ray cluster" if os.environ.get("RAY_ADDRESS") else "this machine"
+    at_once = fit.concurrency(need, there.get("CPU", 0.0), there.get("GPU", 0.0), search.concurrency, where)
+    drive.say(
+        f"Search {search.name}: {board.total} trials, {board.total - board.left} of them done, {at_once} at a time "
+        f"({where} has {there.get('CPU', 0.0):g} CPU, a trial needs {need.sum})"
+    )
+
+    def stop(reason: str) -> None:
+        board.stop_file.touch()
+        drive.say(f"{reason}: every trial saves at the end of its step and leaves (again: leave at once)")
+
+    storage = drive.folder.path / "tune"
+    try:
+        with StopSignal(stop):
+            run_trials(board, need=need, at_once=at_once, total=board.left, storage=storage)
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    if board.stop_file.exists():
+        board.stop_file.unlink()
+        tracking.finish_run(drive.uri, board.record.run_id, "KILLED", [])
+        raise Interrupted(
+            f"{search.name} was stopped with {board.left} trials left; run the same command again to go on"
+        )
+
+
+def _conclude(drive: Drive, board: SearchBoard) -> dict[str, Any]:
+    """Best job, summary, page, MLflow. Raises OrchestratorError when trials are missing or none has finished."""
+    search, kept = drive.search, board.record
+    for trial in list(kept.trials):
+        kept.put(_settled(board, trial))
+    lost = [t for t in kept.trials if not t.ended]
+    candidates = kept.trials
+    if search.strategy == "layerwise":
+        candidates = [t for t in kept.trials if t.layer == (board.layers or 1) - 1]
+    best = record.best(candidates, search.sign)
+    if lost or best is None:
+        tracking.finish_run(drive.uri, kept.run_id, "FAILED", [])
+        raise OrchestratorError(_nothing_found(search, kept.trials, lost))
+    best_file = drive.folder.path / "best.yaml"
+    write_atomically(best_file, job_yaml(job_from_values(jobs.best_job(search, kept.trials, best))))
+    best_file.chmod(0o755)
+    summary = _summary(drive, board, best)
+    write_json(drive.folder.summary, summary)
+    page = drive.folder.path / "report.html"
+    write_report([drive.folder.path], page)
+    warning = _log_result(drive, board, summary, [drive.folder.summary, drive.folder.job, best_file, page])
+    if warning:
+        drive.say(f"warning: {warning}")
+    drive.say(search_table(summary, drive.folder.path, drive.uri))
+    return summary
+
+
+def _settled(board: SearchBoard, trial: Trial) -> Trial:
+    """The trial as its folder has it in the end: one that was done before the word to stop reached it has finished."""
+    trial = board.measured(trial)
+    summary = board.summary_of(trial)
+    if trial.status == "stopped" and summary is not None and trial.curve:
+        value = summary.get(board.search.metric, trial.metric)
+        return replace(trial, status="finished", metric=value)
+    return trial
+
+
+def _nothing_found(search: SearchJob, trials: list[Trial], lost: list[Trial]) -> str:
+    if lost:
+        names = ", ".join(str(t.index) for t in lost)
+        return (
+            f"{search.name}: trials {names} did not end: {lost[0].message or 'interrupted'}\n"
+            "Run the same command again: they go on from their checkpoints, finished trials are kept."
+        )
+    layer = layerwise.failed_layer(trials, search.trials_each) if search.strategy == "layerwise" else None
+    of = "" if layer is None else f" for layer {layer}"
+    failed = next((t for t in trials if t.status == "failed" and t.layer == layer), None)
+    why = "" if failed is None else f"; trial {failed.index}: {failed.message}"
+    return f"{search.name}: no trial{of} has finished{why}"
+
+
+def _summary(drive: Drive, board: SearchBoard, best: Trial) -> dict[str, Any]:
+    search, kept = drive.search, board.record
+    chain = layerwise.chain(kept.trials, best)
+    run = board.summary_of(best) or {}
+    return {
+        "name": search.name,
+        "kind": search.kind,
+        "status": "finished",
+        "run_id": kept.run_id,
+        "metric": search.metric,
+        "mode": search.mode,
+        "strategy": search.strategy,
+        "sampler": search.sampler,
+        "scheduler": search.scheduler.name,
+        "seed": search.seed,
+        "val_top1": run.get("val_top1"),
+        "test_top1": run.get("test_top1"),
+        "best": {
+            "index": best.index,
+            "name": best.name,
+            "metric": best.metric,
+            "values": best.values if best.layer is None else [t.values for t in chain],
+            "words": [values_text(t.values) for t in chain],
+            "weights_sha256": run.get("weights_sha256"),
+        },
+        "counts": record.counts(kept.trials),
+        "trials": record.to_json(kept.trials),
+        "train_seconds": record.total_seconds(kept.trials),
+        "wall_seconds": kept.seconds,
+        "git_commit": prepare.git_commit(drive.origin),
+    }
+
+
+def _log_result(drive: Drive, board: SearchBoard, summary: dict[str, Any], files: list[Path]) -> str | None:
+    """The best and the counts to the parent run, how each trial ended to its own. Returns a warning."""
+    kept = board.record
+    for trial in kept.trials:
+        if trial.run_id is not None:
+            status = "FAILED" if trial.status == "failed" else None
+            tags = {"search.status": trial.status, "search.metric": str(trial.metric)}
+            tracking.note(drive.uri, trial.run_id, tags=tags, status=status)
+    metrics = {f"best/{summary['metric']}": summary["best"]["metric"], "search/train_seconds": summary["train_seconds"]}
+    metrics |= {f"search/{status}": float(count) for status, count in summary["counts"].items()}
+    tags = {"search.best_trial": summary["best"]["name"], "search.best_values": "; ".join(summary["best"]["words"])}
+    warning = tracking.note(drive.uri, kept.run_id or "", tags=tags, metrics=metrics)
+    return tracking.finish_run(drive.uri, kept.run_id, "FINISHED", files) or warning
