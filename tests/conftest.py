@@ -29,6 +29,15 @@ train: {{epochs: 2, global_batch_size: 100, optimizer: adamw, lr: 5.0e-3}}
 cluster: {{launcher: process, workers: 1, stages: 1, threads_per_worker: 1, timeout_s: 60, max_failures: 0}}
 """
 
+# Of summary.json, for every kind of launcher.
+SUMMARY_KEYS = {
+    "name", "kind", "status", "run_id", "seed", "epochs", "steps", "samples_seen", "samples_per_epoch",
+    "val_top1", "val_top5", "test_top1", "test_top5", "layers", "images_per_second", "wall_seconds", "world_size",
+    "stages", "replicas", "pipeline_efficiency", "peak_memory_bytes", "attempts", "attempt_steps",
+    "skipped_samples", "weights_sha256", "sample_keys_sha256", "order_sha256", "job_sha256", "index_sha256",
+    "git_commit", "versions",
+}  # fmt: skip
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -89,10 +89,10 @@ def test_a_bad_job_ends_with_its_message_alone_and_exit_code_2(orchestrator: Com
 
 
 def test_data_that_are_not_there_are_exit_code_3_with_the_remedy(
-    tiny_job: Callable[..., Path], orchestrator: Command, tmp_path: Path
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
 ) -> None:
     flags = ["--set", f"data={{train: {tmp_path / 'nothing'}, image_size: 8, channels: 1}}"]
-    result = orchestrator("run", tiny_job(), *flags)
+    result = in_process("run", tiny_job(), *flags)
     assert result.returncode == 3
     assert "data.train:" in result.stderr
     assert "orchestrator data pack SOURCE" in result.stderr
@@ -100,26 +100,26 @@ def test_data_that_are_not_there_are_exit_code_3_with_the_remedy(
 
 
 def test_a_runs_folder_that_cannot_be_written_is_named(
-    tiny_job: Callable[..., Path], orchestrator: Command, tmp_path: Path
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    result = orchestrator("run", tiny_job(), "--set", f"runs={tmp_path / 'file' / 'runs'}")
+    result = in_process("run", tiny_job(), "--set", f"runs={tmp_path / 'file' / 'runs'}")
     assert result.returncode == 2
     assert "runs: must be a folder that can be written" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_resume_must_without_a_checkpoint_is_exit_code_4(tiny_job: Callable[..., Path], orchestrator: Command) -> None:
-    result = orchestrator("run", tiny_job(), "--resume", "must")
+def test_resume_must_without_a_checkpoint_is_exit_code_4(tiny_job: Callable[..., Path], in_process: Command) -> None:
+    result = in_process("run", tiny_job(), "--resume", "must")
     assert result.returncode == 4
     assert "there is no checkpoint to resume from" in result.stderr
 
 
-def test_gpus_that_are_not_there_are_refused(tiny_job: Callable[..., Path], orchestrator: Command) -> None:
+def test_gpus_that_are_not_there_are_refused(tiny_job: Callable[..., Path], in_process: Command) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    result = orchestrator("run", tiny_job(), "--set", "cluster.use_gpu=true")
+    result = in_process("run", tiny_job(), "--set", "cluster.use_gpu=true")
     assert result.returncode == 2
     assert "cluster.use_gpu: must be false here" in result.stderr

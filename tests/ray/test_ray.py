@@ -10,29 +10,71 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Command, environment
+from tests.conftest import ROOT, SUMMARY_KEYS, Command, environment, started
+from tests.processes import Descendants
+from tests.runs import assert_same_bits, summary_of, wait_for_step
 
 BIN = Path(sys.executable).parent
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
 
 
-def test_quickstart_on_two_ray_workers_reaches_its_accuracy(orchestrator: Command, tmp_path: Path) -> None:
-    summary_file = tmp_path / "summary.json"
-    result = orchestrator(
-        "run", "jobs/quickstart.yaml", "--set", f"runs={tmp_path / 'runs'}", "--summary", summary_file
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    summary = json.loads(summary_file.read_text())
+def test_quickstart_on_two_ray_workers_equals_one_process_and_leaves_no_process_behind(
+    in_process: Command, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    job = ("run", "jobs/quickstart.yaml", "--set", f"runs={runs}")
+    with (
+        started(*job, "--summary", tmp_path / "summary.json") as process,
+        Descendants(process.pid) as descendants,
+    ):
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+    assert "Traceback" not in output + errors
+    assert "Warning" not in errors
+    workers = [name for name in descendants.seen.values() if name.startswith("ray::RayTrainWorker")]
+    assert len(workers) == 2, sorted(descendants.seen.values())
+    assert descendants.left() == []
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary) == SUMMARY_KEYS
     assert summary["val_top1"] >= 0.97
     assert (summary["world_size"], summary["stages"]) == (2, 2)
-    assert "Traceback" not in result.stdout + result.stderr
-    assert "Warning" not in result.stderr
+    alone = ("name=alone", "cluster.launcher=process", "cluster.workers=1", "cluster.stages=1")
+    result = in_process(*job, *(word for setting in alone for word in ("--set", setting)))
+    assert result.returncode == 0, result.stderr
+    assert_same_bits(runs / "quickstart", runs / "alone")
+
+
+@pytest.mark.slow
+def test_a_run_on_ray_stopped_by_sigterm_in_mid_epoch_exits_75_and_goes_on_to_the_same_weights(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    long = ("train.epochs=2", "train.global_batch_size=2", "train.lr=1e-3")
+    ray = ("cluster.launcher=ray", "cluster.workers=2", "cluster.stages=2")
+    flags = [word for setting in long for word in ("--set", setting)]
+    assert in_process("run", tiny_job("whole"), *flags).returncode == 0
+    command = ("run", tiny_job("stopped"), *flags, *(word for setting in ray for word in ("--set", setting)))
+    run = tmp_path / "runs" / "stopped"
+    with started(*command) as process, Descendants(process.pid) as descendants:
+        wait_for_step(run, 20, timeout_s=300)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, output + errors
+    assert "run the same command again to go on" in errors
+    assert "Traceback" not in output + errors
+    assert descendants.left() == []
+    with started(*command) as process:
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+    assert_same_bits(run, tmp_path / "runs" / "whole")
+    (first, stopped), (went_on, last) = summary_of(run)["attempt_steps"]
+    assert 0 == first < 20 <= stopped == went_on < last == 2 * 674
+    assert stopped != 674, "stopped at an epoch's end: the test proves nothing"
 
 
 class Cluster:

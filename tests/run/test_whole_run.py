@@ -12,15 +12,7 @@ import pytest
 
 from orchestrator.data.index import open_index
 from orchestrator.data.reader import ShardReader
-from tests.conftest import ROOT, TINY_JOB, Command, environment
-
-SUMMARY_KEYS = {
-    "name", "kind", "status", "run_id", "seed", "epochs", "steps", "samples_seen", "samples_per_epoch",
-    "val_top1", "val_top5", "test_top1", "test_top5", "layers", "images_per_second", "wall_seconds", "world_size",
-    "stages", "replicas", "pipeline_efficiency", "peak_memory_bytes", "attempts", "attempt_steps",
-    "skipped_samples", "weights_sha256", "sample_keys_sha256", "order_sha256", "job_sha256", "index_sha256",
-    "git_commit", "versions",
-}  # fmt: skip
+from tests.conftest import ROOT, SUMMARY_KEYS, TINY_JOB, Command, environment
 
 
 @pytest.fixture(scope="module")
@@ -134,40 +126,40 @@ def test_the_logged_network_loads_without_pickle_and_predicts_like_eval(
 
 
 def test_running_it_again_says_that_it_is_finished_and_rewrites_the_summary(
-    finished: dict[str, Any], orchestrator: Command
+    finished: dict[str, Any], in_process: Command
 ) -> None:
     again = finished["folder"] / "again.json"
-    result = orchestrator("run", finished["job"], *finished["flags"], "--summary", again)
+    result = in_process("run", finished["job"], *finished["flags"], "--summary", again)
     assert result.returncode == 0
     assert "is finished already" in result.stdout
     assert json.loads(again.read_text()) == finished["summary"]
-    changed = orchestrator("run", finished["job"], *finished["flags"], "--set", "train.lr=0.5")
+    changed = in_process("run", finished["job"], *finished["flags"], "--set", "train.lr=0.5")
     assert changed.returncode == 2
     assert "train.lr: was 0.005, is 0.5" in changed.stderr
 
 
-def test_eval_gives_the_accuracy_of_the_summary(finished: dict[str, Any], orchestrator: Command) -> None:
+def test_eval_gives_the_accuracy_of_the_summary(finished: dict[str, Any], in_process: Command) -> None:
     out = finished["folder"] / "eval.json"
-    result = orchestrator("eval", finished["run"], "--json", out)
+    result = in_process("eval", finished["run"], "--json", out)
     assert result.returncode == 0, result.stderr
     found = json.loads(out.read_text())
     assert found["top1"] == pytest.approx(finished["summary"]["val_top1"])
     assert found["layer_top1"] == pytest.approx([x["val_top1"] for x in finished["summary"]["layers"]])
 
 
-def test_runs_are_listed_shown_and_verified(finished: dict[str, Any], orchestrator: Command) -> None:
-    listing = orchestrator("runs", "ls", finished["run"].parent)
+def test_runs_are_listed_shown_and_verified(finished: dict[str, Any], in_process: Command) -> None:
+    listing = in_process("runs", "ls", finished["run"].parent)
     assert "tiny" in listing.stdout
     assert "finished" in listing.stdout
-    shown = orchestrator("runs", "show", finished["run"])
+    shown = in_process("runs", "show", finished["run"])
     assert "checkpoint at step 56: valid" in shown.stdout
-    assert orchestrator("runs", "verify", finished["run"]).returncode == 0
-    assert orchestrator("runs", "replay", finished["run"]).returncode == 0
+    assert in_process("runs", "verify", finished["run"]).returncode == 0
+    assert in_process("runs", "replay", finished["run"]).returncode == 0
 
 
-def test_the_report_is_one_page_that_needs_nothing_else(finished: dict[str, Any], orchestrator: Command) -> None:
+def test_the_report_is_one_page_that_needs_nothing_else(finished: dict[str, Any], in_process: Command) -> None:
     page = finished["folder"] / "page.html"
-    result = orchestrator("report", finished["run"], "--out", page)
+    result = in_process("report", finished["run"], "--out", page)
     assert result.returncode == 0, result.stderr
     text = page.read_text()
     for words in ("Accuracy of each layer over epochs", "Confusion of the final network", "conv0", "weights_sha256"):
@@ -193,19 +185,19 @@ def test_the_report_is_one_page_that_needs_nothing_else(finished: dict[str, Any]
     assert parser.open_tags == []
 
 
-def test_training_with_shuffled_labels_stays_at_chance(tiny_job: Callable[..., Path], orchestrator: Command) -> None:
+def test_training_with_shuffled_labels_stays_at_chance(tiny_job: Callable[..., Path], in_process: Command) -> None:
     data = "{train: digits, val: {from_train: 0.25}, image_size: 8, channels: 1, shuffle_labels: true}"
     job = tiny_job("control")
-    result = orchestrator("run", job, "--set", f"data={data}", "--summary", job.with_suffix(".json"))
+    result = in_process("run", job, "--set", f"data={data}", "--summary", job.with_suffix(".json"))
     assert result.returncode == 0, result.stderr
     assert json.loads(job.with_suffix(".json").read_text())["val_top1"] < 0.2
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
-    tiny_job: Callable[..., Path], orchestrator: Command, tmp_path: Path
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
 ) -> None:
     job, run = tiny_job("damaged"), tmp_path / "runs" / "damaged"
-    whole = orchestrator("run", job, "--set", "train.epochs=3", "--set", "checkpoint.keep_last=3")
+    whole = in_process("run", job, "--set", "train.epochs=3", "--set", "checkpoint.keep_last=3")
     assert whole.returncode == 0, whole.stderr
     reference = json.loads((run / "summary.json").read_text())
     (run / "summary.json").unlink()
@@ -213,7 +205,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     data = bytearray((newest / "layer_01.safetensors").read_bytes())
     data[-1] ^= 1
     (newest / "layer_01.safetensors").write_bytes(data)
-    resumed = orchestrator("run", job, "--set", "train.epochs=3", "--set", "checkpoint.keep_last=3")
+    resumed = in_process("run", job, "--set", "train.epochs=3", "--set", "checkpoint.keep_last=3")
     assert resumed.returncode == 0, resumed.stderr
     assert "layer_01.safetensors is damaged" in resumed.stdout
     summary = json.loads((run / "summary.json").read_text())
@@ -224,9 +216,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
 
 
 def test_a_dead_mlflow_server_is_said_before_training_with_the_remedy(
-    tiny_job: Callable[..., Path], orchestrator: Command
+    tiny_job: Callable[..., Path], in_process: Command
 ) -> None:
-    result = orchestrator("run", tiny_job(), "--set", "tracking.uri=http://127.0.0.1:9", timeout=60)
+    result = in_process("run", tiny_job(), "--set", "tracking.uri=http://127.0.0.1:9")
     assert result.returncode == 1
     assert "tracking.uri: http://127.0.0.1:9 cannot be used" in result.stderr
     assert "Traceback" not in result.stderr
