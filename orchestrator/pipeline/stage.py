@@ -8,6 +8,7 @@ Shape letters: B samples of this replica, C classes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,14 @@ from torch import Tensor
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update
 from orchestrator.pipeline.links import Kind, Message, Receiver, Sender
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of layer `layer` at step `step` is NaN or infinite; its update has not been made."""
+
+    def __init__(self, layer: int, step: int) -> None:
+        super().__init__(f"the loss of layer {layer} is not finite at step {step}")
+        self.layer, self.step = layer, step
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,10 @@ class Stage:
         )
 
     def train_step(self, batch: StageInput) -> bool:
-        """Train the layers of this stage on one batch. Returns whether the run stops after this step."""
+        """Train the layers of this stage on one batch. Returns whether the run stops after this step.
+
+        Raises NonFiniteLoss before the update of the first layer whose loss is not finite.
+        """
         count, stop = self._agree(batch)
         active = self.trained(batch.step)
         last_trained = self.first + len(self.layers) - 1 if active is None else active
@@ -122,6 +134,7 @@ class Stage:
                 continue
             layer.train()
             update = local_forward_backward(layer, x, batch.target, count=count, autocast_dtype=self.autocast_dtype)
+            self._refuse_non_finite(index, batch.step, update.loss_sum)
             x = update.output
             if active is None and i == len(self.layers) - 1:
                 self._send("train", batch, x, None, stop)
@@ -151,6 +164,11 @@ class Stage:
         both = torch.tensor([len(batch.target), int(batch.stop)], dtype=torch.int64)
         dist.all_reduce(both, group=self.replicas)
         return int(both[0]), bool(both[1])
+
+    def _refuse_non_finite(self, layer: int, step: int, loss_sum: Tensor) -> None:
+        # On a GPU this look would make every step wait for the device; there the loop looks where it waits anyway.
+        if self.device.type == "cpu" and not math.isfinite(loss_sum):
+            raise NonFiniteLoss(layer, step)
 
     def _pass_frozen(self, layer: LocalLayer, x: Tensor) -> Tensor:
         layer.eval()

@@ -15,7 +15,7 @@ from hff.randomness import derive_seed
 from orchestrator.data.order import batch_bounds, epoch_order
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.pipeline.mesh import Mesh
-from orchestrator.pipeline.stage import Stage
+from orchestrator.pipeline.stage import NonFiniteLoss, Stage
 from orchestrator.run import checkpoint, network
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Datasets, Part, Ready, TrainFeed, eval_batches, train_stream
@@ -71,7 +71,10 @@ class Loop:
             else:
                 batch = self.stage.receive()
             assert batch.step == step, f"step {step} got the batch of step {batch.step}"
-            stop = self.stage.train_step(batch)
+            try:
+                stop = self.stage.train_step(batch)
+            except NonFiniteLoss as error:
+                raise self._diverged(error.layer, f"at step {error.step}", self._keys(error.step)) from error
             self.stage.times.wall_s += time.perf_counter() - began
             done = step + 1
             self.heartbeat.state.update(step=done, epoch=self.schedule.epoch(step))
@@ -179,14 +182,25 @@ class Loop:
         return parts
 
     def _refuse_non_finite(self, parts: list[dict[str, Any]], done: int) -> None:
+        """Where no step looks, on a GPU: the sums since the last look, before anything is saved."""
         for part in parts:
             for i, loss in enumerate(part["loss"]):
                 if not math.isfinite(loss):
-                    name = self.assignment.layer_names[part["first"] + i]
-                    raise OrchestratorError(
-                        f"layer {part['first'] + i} ({name}): its loss is not finite before step {done}; "
-                        "lower train.lr, set train.grad_clip, or resume from the last checkpoint with another recipe"
-                    )
+                    raise self._diverged(part["first"] + i, f"before step {done}", [])
+
+    def _diverged(self, layer: int, when: str, keys: list[str]) -> OrchestratorError:
+        images = f"; images of that batch: {', '.join(keys[:4])}, ... ({len(keys)})" if keys else ""
+        return OrchestratorError(
+            f"layer {layer} ({self.assignment.layer_names[layer]}): its loss is not finite {when}{images}; nothing "
+            "after the last checkpoint is kept: lower train.lr, set train.grad_clip, or go on with another recipe"
+        )
+
+    def _keys(self, step: int) -> list[str]:
+        """Keys of the global batch of a step."""
+        samples, train = len(self.datasets.train.subset), self.assignment.job["train"]
+        bounds = batch_bounds(samples, train["global_batch_size"], self.mesh.replicas)
+        start, end = bounds[step % self.schedule.steps_per_epoch]
+        return self._planned(step, end)[start:]
 
     def _save(self, done: int) -> None:
         """Every stage writes its layers, then rank 0 makes them one checkpoint."""

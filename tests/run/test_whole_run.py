@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,3 +223,21 @@ def test_a_dead_mlflow_server_is_said_before_training_with_the_remedy(
     assert result.returncode == 1
     assert "tracking.uri: http://127.0.0.1:9 cannot be used" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_diverges_stops_before_the_update_and_names_layer_step_and_images(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    flags = ["--set", "objective={name: ce}", "--set", "train.lr_schedule=constant", "--set", "train.lr=1e37"]
+    pipeline = ["--set", "cluster.workers=2", "--set", "cluster.stages=2"]
+    for name, settings in (("alone", []), ("piped", pipeline)):
+        result = in_process("run", tiny_job(name), *flags, *settings)
+        assert result.returncode == 1
+        first = result.stderr.splitlines()[0]
+        found = re.match(r"layer 0 \(conv0\): its loss is not finite at step (\d+); images of that batch: (.*), \.\.\. "
+                         r"\(100\); nothing after the last checkpoint is kept: lower train.lr", first)  # fmt: skip
+        assert found, result.stderr
+        index = open_index(tmp_path / "runs" / ".data" / "digits")
+        assert set(found[2].split(", ")) <= set(index.keys(range(len(index.labels))))
+        assert int(found[1]) < 14
+        assert not list((tmp_path / "runs" / name / "checkpoints").glob("step_*")), "nothing of it was saved"

@@ -1,0 +1,56 @@
+"""One stage, one step: what a loss that is not finite may touch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hff import HeadOptions, LocalLayer, VggOptions, build_layers, make_optimizer
+from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
+
+
+def stage() -> Stage:
+    layers = build_layers(VggOptions(widths=(4, 4, 6)), (3, 8, 8), HeadOptions(num_classes=3), seed=0)
+    return Stage(
+        first=2,
+        layers=layers,
+        optimizers=[make_optimizer(layer, "adamw", lr=1e-2) for layer in layers],
+        receiver=None,
+        sender=None,
+        learning_rate=lambda step: 1e-2,
+        trained=lambda step: None,
+        output_shape=(6, 8, 8),
+        device=torch.device("cpu"),
+    )
+
+
+def batch(step: int) -> StageInput:
+    generator = torch.Generator().manual_seed(step)
+    return StageInput(step, torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 1]))
+
+
+def parameters(layer: LocalLayer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in layer.parameters()]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("poisoned", [0, 1])
+def test_a_loss_that_is_not_finite_stops_before_its_update_and_touches_no_other_layer(
+    bad: float, poisoned: int
+) -> None:
+    """A bad input reaches the first layer of the stage; a bad value between two layers reaches the next one."""
+    disturbed, sound = stage(), stage()
+    for s in (disturbed, sound):
+        s.train_step(batch(0))
+    before = [parameters(layer) for layer in disturbed.layers]
+    disturbed.layers[poisoned].body[0].register_forward_pre_hook(
+        lambda _, x: (x[0].index_fill(0, torch.tensor(1), bad),)
+    )
+    with pytest.raises(NonFiniteLoss, match=f"loss of layer {2 + poisoned} is not finite at step 1") as caught:
+        disturbed.train_step(batch(1))
+    assert (caught.value.layer, caught.value.step) == (2 + poisoned, 1)
+    sound.train_step(batch(1))
+    for i, layer in enumerate(disturbed.layers):
+        expected = parameters(sound.layers[i]) if i < poisoned else before[i]
+        for ours, theirs in zip(parameters(layer), expected, strict=True):
+            assert torch.equal(ours, theirs), f"layer {i}"
