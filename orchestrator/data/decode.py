@@ -80,6 +80,13 @@ def decode(
         raise BadImage(f"{type(error).__name__}: {error}") from error
 
 
+def encode_png(pixels: Pixels) -> bytes:
+    """A PNG file of (H, W, 1 or 3) or (H, W) uint8; `decode` gives the same pixels back."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 @dataclass(frozen=True)
 class _Frame:
     """What of an image is kept, and how it comes to size."""

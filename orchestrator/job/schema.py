@@ -310,10 +310,11 @@ class Checkpoint(Section):
 
 
 class Tracking(Section):
-    """MLflow; without `uri` a database beside the runs."""
+    """MLflow; without `uri` a database beside the runs. `registered_model` names the final network in the registry."""
 
     uri: TrackingUri | None = None
     experiment: Words = "orchestrator"
+    registered_model: RunName | None = None
     trace_steps: Natural = 0
 
 

@@ -25,6 +25,7 @@ from orchestrator.run import checkpoint, network, prepare, tracking
 from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
+from orchestrator.run.logged_model import Logged, log_model
 from orchestrator.run.loop import run_token, steps_per_epoch
 from orchestrator.run.planning import plan_for, resolved, shapes_of
 from orchestrator.run.trained import class_names
@@ -332,12 +333,15 @@ def _log_result(drive: Drive, assignment: Assignment) -> None:
     plot = folder.path / "accuracy.svg"
     events, _ = folder.read_events()
     plot.write_text(accuracy_plot(events, assignment.layer_names), encoding="utf-8")
-    warning = None
+    logged = Logged()
     if assignment.phases is None:  # the upper layers of a part of a run have learned nothing
         state = checkpoint.read_state(newest)
         description = network.description(drive.values, class_names(folder, drive.values), state)
-        warning = tracking.log_model(uri, assignment.run_id or "", newest, description)
+        name = drive.job.tracking.registered_model
+        logged = log_model(uri, assignment.run_id or "", newest, description, name)
     files = [folder.summary, folder.job, plot]
-    warning = tracking.finish_run(uri, assignment.run_id, "FINISHED", files) or warning
+    warning = tracking.finish_run(uri, assignment.run_id, "FINISHED", files) or logged.warning
     if warning:
         drive.say(f"warning: {warning}")
+    elif logged.version is not None:
+        drive.say(f"Registered as models:/{drive.job.tracking.registered_model}/{logged.version}")

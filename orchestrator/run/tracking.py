@@ -1,4 +1,4 @@
-"""MLflow: the only module that knows it. Training never waits for it.
+"""MLflow: runs, parameters and metrics. Training never waits for it.
 
 The driver creates database, experiment and run. Metrics reach MLflow from the run's own events.jsonl, sent by a
 thread of the driver, so the events are also the spool: what a dead server missed is sent by `replay`.
@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ def resolve_uri(uri: str | None, runs: Path) -> str:
 
 
 @contextmanager
-def _client(uri: str) -> Iterator[Any]:
+def client_of(uri: str) -> Iterator[Any]:
     """An MLflow client that gives up soon and keeps its own news to itself."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_REQUEST_TIMEOUT_S))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -57,7 +55,7 @@ def _failure(uri: str, error: Exception) -> OrchestratorError:
 def open_store(uri: str) -> None:
     """Import MLflow and make its tables, where they are ours to make, so that `create_run` need not wait for it."""
     # What does not work is said by create_run, with the remedy.
-    with suppress(Exception), _client(uri) as client:
+    with suppress(Exception), client_of(uri) as client:
         if uri.startswith("sqlite:"):
             client.search_experiments(max_results=1)
 
@@ -79,7 +77,7 @@ def create_run(
     """
     from mlflow.entities import Param, RunTag
 
-    with _client(uri) as client:
+    with client_of(uri) as client:
         try:
             if run_id is not None:
                 client.update_run(run_id, status="RUNNING")
@@ -131,7 +129,7 @@ def _send(uri: str, run_id: str, events: Sequence[Mapping[str, Any]]) -> None:
         for event in events
         for key, value in epoch_metrics(event).items()
     ]
-    with _client(uri) as client:
+    with client_of(uri) as client:
         for start in range(0, len(metrics), 900):
             client.log_batch(run_id, metrics=metrics[start : start + 900])
 
@@ -195,7 +193,7 @@ def finish_run(uri: str, run_id: str | None, status: str, artifacts: Sequence[Pa
     """Set the final status (FINISHED, FAILED, KILLED) and log files. Returns a warning instead of raising."""
     if run_id is None:
         return None
-    with _client(uri) as client:
+    with client_of(uri) as client:
         try:
             for path in artifacts:
                 client.log_artifact(run_id, str(path))
@@ -217,7 +215,7 @@ def note(
     from mlflow.entities import Metric, RunTag
 
     now = int(time.time() * 1000)
-    with _client(uri) as client:
+    with client_of(uri) as client:
         try:
             client.log_batch(
                 run_id,
@@ -229,46 +227,3 @@ def note(
         except Exception as error:  # a finished search must not fail for its tracking
             return f"MLflow: tags could not be logged: {str(error).splitlines()[0]}"
     return None
-
-
-def log_model(uri: str, run_id: str, weights: Path, description: Mapping[str, Any]) -> str | None:
-    """Log the final network as models-from-code over safetensors. Returns a warning instead of raising.
-
-    `weights` is a checkpoint folder; `description` says how to rebuild the network (sections model, objective and
-    data, precision, classes).
-    """
-    size, channels = description["data"]["image_size"], description["data"]["channels"]
-    with _client(uri), tempfile.TemporaryDirectory() as scratch, _quiet():
-        import mlflow
-        import numpy as np
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
-
-        folder = Path(scratch) / "network"
-        folder.mkdir()
-        for path in sorted(weights.glob("layer_[0-9]*.safetensors")):
-            if ".optim." not in path.name:
-                shutil.copy(path, folder)
-        write_json(folder / "model.json", dict(description))
-        images = TensorSpec(np.dtype(np.uint8), (-1, size, size, channels), name=None)
-        scores = TensorSpec(np.dtype(np.float32), (-1, len(description["classes"])), name=None)
-        try:
-            mlflow.set_tracking_uri(uri)
-            with mlflow.start_run(run_id=run_id):
-                mlflow.pyfunc.log_model(
-                    name="network",
-                    python_model=str(Path(__file__).with_name("served_model.py")),
-                    artifacts={"network": str(folder)},
-                    signature=ModelSignature(inputs=Schema([images]), outputs=Schema([scores])),
-                    pip_requirements=["hff-orchestrator"],
-                )
-        except Exception as error:  # a finished run must not fail for its tracking
-            return f"MLflow: the network could not be logged: {str(error).splitlines()[0]}"
-    return None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """MLflow's own advice on stderr is not for the user of a job."""
-    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
-        yield

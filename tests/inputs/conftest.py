@@ -178,6 +178,7 @@ VALUES = (
     _edit("unsafe run name", "name: sample", "name: ../sample", f"PATH:2: name: {_NAME}, got '../sample'"),
     _edit("hidden run name", "name: sample", "name: .sample", f"PATH:2: name: {_NAME}, got '.sample'"),
     _edit("long run name", "name: sample", "name: " + "n" * 101, f"PATH:2: name: {_NAME}, got '{'n' * 55}...'"),
+    _edit("unsafe name in the registry", "name: sample", "name: sample\ntracking: {registered_model: a/b}", f"PATH:3: tracking.registered_model: {_NAME}, got 'a/b'"),
     _edit("empty text", "name: sample", "name: sample\ntracking: {experiment: ''}", "PATH:3: tracking.experiment: must be text, not empty, without control characters, got ''"),
 )  # fmt: skip
 

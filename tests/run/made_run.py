@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch.nn import functional as F
 
+from hff.layers import LocalLayer
+from hff.local import make_optimizer
+from hff.network import GreedyNetwork
 from orchestrator.job.load import load_job
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.run import checkpoint, network
+from orchestrator.run.classifier import pixel_statistics
 from orchestrator.run.folder import RunFolder
 
 VGG = """\
@@ -30,8 +34,18 @@ tracking: {{uri: 'sqlite:///{runs}/mlflow.db'}}
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
 
-def made_run(runs: Path, *, precision: str = "float32", classes: list[str] | None = None, text: str = VGG) -> Path:
-    """RUNS/made with one checkpoint of random weights; batch-norm statistics are not those of a new layer."""
+def made_run(
+    runs: Path,
+    *,
+    precision: str = "float32",
+    classes: list[str] | None = None,
+    text: str = VGG,
+    lessons: tuple[NDArray[np.uint8], NDArray[np.int64]] | None = None,
+) -> Path:
+    """RUNS/made with one checkpoint of random weights; batch-norm statistics are not those of a new layer.
+
+    With `lessons`, images (N, H, W, C) and their classes, the weights are those of a few epochs instead.
+    """
     folder = RunFolder(runs / "made")
     folder.path.mkdir(parents=True)
     folder.job.write_text(text.format(runs=runs, precision=precision))
@@ -39,16 +53,36 @@ def made_run(runs: Path, *, precision: str = "float32", classes: list[str] | Non
     names = classes or CLASSES
     folder.classes.write_text(json.dumps(names))
     layers = network.rebuild(network.description(job, names))
-    generator = torch.Generator().manual_seed(5)
+    if lessons is None:
+        _scramble(layers)
+    else:
+        _teach(layers, job["data"], *lessons)
     entries = []
     for index, layer in enumerate(layers):
-        for name, tensor in layer.state_dict().items():
-            if name.endswith(("running_mean", "running_var", "body.1.weight", "body.1.bias")):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
         optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
         entries += checkpoint.save_layer(checkpoint.temporary_folder(folder, 7, 1), index, layer, optimizer)
     checkpoint.commit(folder, 7, 1, {"step": 7}, entries)
     return folder.path
+
+
+def _scramble(layers: list[LocalLayer]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for layer in layers:
+        for name, tensor in layer.state_dict().items():
+            if name.endswith(("running_mean", "running_var", "body.1.weight", "body.1.bias")):
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+
+
+def _teach(
+    layers: list[LocalLayer], data: dict[str, Any], images: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> None:
+    mean, scale = pixel_statistics(data, torch.float32)
+    x = (torch.from_numpy(images).permute(0, 3, 1, 2) - mean) * scale
+    target = torch.from_numpy(labels)
+    optimizers = [make_optimizer(layer, "adamw", lr=5e-3) for layer in layers]
+    for _ in range(4):
+        for part in torch.arange(len(target)).split(100):
+            GreedyNetwork(layers).train_step(x[part], target[part], optimizers)
 
 
 def reference_layer_scores(run: Path, images_NHWC: NDArray[np.uint8]) -> list[NDArray[np.float64]]:

@@ -26,6 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     job = folder / "tiny.yaml"
     job.write_text(TINY_JOB.format(name="tiny", runs=folder / "runs"))
     flags = ["--set", "cluster.workers=2", "--set", "cluster.stages=2", "--set", "train.epochs=4"]
+    flags += ["--set", "tracking.registered_model=tiny-digits"]
     command = [sys.executable, "-m", "orchestrator", "run", str(job), *flags, "--summary", str(folder / "s.json")]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=200, check=False
@@ -106,7 +107,9 @@ def test_the_logged_network_loads_without_pickle_and_predicts_like_eval(
     mlflow.set_tracking_uri(uri)
     experiment = MlflowClient(uri).get_experiment_by_name("orchestrator")
     (logged,) = mlflow.search_logged_models([experiment.experiment_id], output_format="list")
-    model = mlflow.pyfunc.load_model(logged.model_uri)
+    assert "Registered as models:/tiny-digits/1\n" in finished["out"]
+    model = mlflow.pyfunc.load_model("models:/tiny-digits/1")
+    assert model.metadata.metadata["classes"] == [str(i) for i in range(10)]
     index = open_index(finished["folder"] / "runs" / ".data" / "digits")
     from orchestrator.data.decode import decode
     from orchestrator.data.split import split_from_train
