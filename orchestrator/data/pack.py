@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import io
 import os
 import shutil
 import tarfile
@@ -19,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from hff.randomness import derive_seed
-from orchestrator.data.decode import suffix_of
+from orchestrator.data.decode import encode_png, suffix_of
 from orchestrator.data.index import SUFFIXES, Index, Shard, member_dtype, open_index, write_index
 from orchestrator.data.shard_writer import ShardWriter
 from orchestrator.errors import DataError
@@ -100,18 +99,11 @@ def _opened(source: str | Path, scratch: Path) -> Iterator[Found]:
 
 def _digits() -> list[Item]:
     """scikit-learn's 1797 handwritten digits, 8 x 8, as gray PNG (Alpaydin and Kaynak, UCI 1998)."""
-    from PIL import Image
-
     table = np.loadtxt(_digits_file(), delimiter=",", dtype=np.float64)
     pixels = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
 
     def reader(i: int) -> Callable[[], bytes]:
-        def read() -> bytes:
-            buffer = io.BytesIO()
-            Image.fromarray(pixels[i]).save(buffer, format="PNG")
-            return buffer.getvalue()
-
-        return read
+        return lambda: encode_png(pixels[i])
 
     labels = [f"{label:.0f}" for label in table[:, -1]]
     return sorted(
