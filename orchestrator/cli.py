@@ -116,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("run", metavar="RUN", type=Path)
+    action = actions.add_parser("compare", help="results and differing job keys of several runs side by side")
+    action.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    action = actions.add_parser("rm", help="delete run folders; MLflow keeps what it has")
+    action.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    action.add_argument("--yes", action="store_true", help="do not ask")
     return parser
 
 
@@ -249,6 +254,12 @@ def _runs(arguments: argparse.Namespace) -> int:
 
     if arguments.action == "ls":
         return runs.ls(arguments.folder)
+    if arguments.action == "rm":
+        return runs.rm(arguments.runs, confirmed=arguments.yes)
+    if arguments.action == "compare":
+        from orchestrator.show.compare import compare
+
+        return compare(arguments.runs)
     actions: dict[str, Callable[[Path], int]] = {
         "show": runs.show,
         "verify": runs.verify,

@@ -1,26 +1,32 @@
-"""`orchestrator runs ls|show|verify|replay`: what lies in a folder of runs."""
+"""`orchestrator runs ls|show|verify|replay|rm`: what lies in a folder of runs."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from orchestrator.errors import EXIT_DONE, CheckpointError, JobError
+from orchestrator.errors import EXIT_DONE, CheckpointError, JobError, OrchestratorError
 from orchestrator.run import checkpoint, tracking
-from orchestrator.run.folder import RunFolder, read_json
-from orchestrator.show.terminal import as_text, duration, percent
+from orchestrator.run.folder import Lease, RunFolder, read_json
+from orchestrator.show.terminal import amount, as_text, duration, percent
 
 
-def _folder(run: Path) -> RunFolder:
+def run_folder(run: Path) -> RunFolder:
+    """The run in the folder `run`. Raises JobError when it is none."""
     folder = RunFolder(run)
     if not folder.job.is_file():
         raise JobError(f"{run}: not a run folder (no job.yaml in it); give RUNS/NAME")
     return folder
 
 
-def _state(folder: RunFolder) -> tuple[str, dict[str, Any]]:
+def run_state(folder: RunFolder) -> tuple[str, dict[str, Any]]:
+    """How far a run is, in words, and its summary; empty without one."""
     summary = read_json(folder.summary)
     if summary is not None:
         return str(summary["status"]), summary
@@ -36,7 +42,7 @@ def ls(runs: Path) -> int:
     for column in ("run", "status", "val top-1", "test top-1", "images/s", "time", "attempts"):
         table.add_column(column, justify="left" if column in ("run", "status") else "right")
     for path in sorted(p.parent for p in runs.glob("*/job.yaml")):
-        status, s = _state(RunFolder(path))
+        status, s = run_state(RunFolder(path))
         rate = s.get("images_per_second")
         table.add_row(
             path.name,
@@ -53,8 +59,8 @@ def ls(runs: Path) -> int:
 
 def show(run: Path) -> int:
     """One run: status, attempts, checkpoints with their validity."""
-    folder = _folder(run)
-    status, s = _state(folder)
+    folder = run_folder(run)
+    status, s = run_state(folder)
     print(f"{run.name}: {status}, val top-1 {percent(s.get('val_top1'))}")
     for attempt in read_json(folder.attempts) or []:
         print(f"  attempt {attempt['attempt']}: steps {attempt['first_step']} to {attempt['last_step']}")
@@ -66,7 +72,7 @@ def show(run: Path) -> int:
 
 def verify(run: Path) -> int:
     """Check every hash of every checkpoint. Raises CheckpointError when one is wrong."""
-    folder = _folder(run)
+    folder = run_folder(run)
     steps = checkpoint.steps_found(folder)
     damaged = []
     for step in steps:
@@ -80,7 +86,7 @@ def verify(run: Path) -> int:
 
 def replay(run: Path) -> int:
     """Send to MLflow what it has not got yet."""
-    folder = _folder(run)
+    folder = run_folder(run)
     attempts = read_json(folder.attempts) or []
     saved = read_json(folder.path / "tracking.json")
     if not attempts or saved is None:
@@ -88,3 +94,46 @@ def replay(run: Path) -> int:
     count = tracking.replay_all(saved["uri"], attempts[-1]["run_id"], folder.path)
     print(f"{run}: {count} events sent to {saved['uri']}")
     return EXIT_DONE
+
+
+def rm(runs: Sequence[Path], *, confirmed: bool, ask: Callable[[str], str] = input) -> int:
+    """Delete run folders with their checkpoints, and nothing beside them; what MLflow has stays there.
+
+    Asks unless `confirmed`. Raises JobError for what is no run folder or cannot be asked, OrchestratorError for a
+    run that is being driven; then nothing of that run is deleted.
+    """
+    folders = [_removable(run) for run in runs]
+    for folder in folders:
+        status, _ = run_state(folder)
+        print(f"{folder.path}: {status}, {amount(_size(folder.path), 'B')}")
+    if not confirmed:
+        if not sys.stdin.isatty():
+            raise JobError("runs rm: nobody is here to be asked; give --yes to delete without a question")
+        if ask(f"Delete {'it' if len(folders) == 1 else 'them'} for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("Nothing was deleted.")
+            return EXIT_DONE
+    for folder in folders:
+        _remove(folder)
+        print(f"Deleted: {folder.path}")
+    return EXIT_DONE
+
+
+def _removable(run: Path) -> RunFolder:
+    if run.is_symlink():
+        raise JobError(f"{run}: is a link, not a run folder; give the folder that it leads to, {run.resolve()}")
+    return RunFolder(run_folder(run).path.resolve())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+
+
+def _remove(folder: RunFolder) -> None:
+    """Away under its name first, so that an interruption leaves no half of a run behind that looks like one."""
+    doomed = folder.path.with_name(f".{folder.path.name}.deleted-{os.getpid()}")
+    with Lease(folder):
+        try:
+            folder.path.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            raise OrchestratorError(f"{folder.path}: cannot be deleted: {error}") from error

@@ -20,10 +20,10 @@ _HEARTBEAT_S = 30.0
 _POLL_S = 0.25
 
 
-def as_text(table: Table) -> str:
-    """A table as plain text, as wide as it needs to be."""
+def as_text(table: Table, width: int = 110) -> str:
+    """A table as plain text, as wide as it needs to be, at most `width` columns."""
     buffer = io.StringIO()
-    Console(file=buffer, width=110, color_system=None, legacy_windows=False).print(table)
+    Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
