@@ -70,6 +70,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--workers", metavar="N[,N...]", help="instead of the job's own number")
     plan.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON (- for stdout)")
 
+    submit = commands.add_parser(
+        "submit", parents=[job], help="run the job on a Ray cluster elsewhere, with its log here"
+    )
+    submit.add_argument("--to", default="ray", metavar="ray", help="ray (default); kuberay and slurm come later")
+    submit.add_argument("--address", metavar="URL", help="http://HEAD:8265; default: RAY_ADDRESS, or the Ray here")
+    submit.add_argument("--resume", choices=("auto", "never", "must"), default="auto", help="as in `run`")
+    submit.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
+
     data = commands.add_parser("data", help="pack, verify and describe WebDataset shards")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     pack = actions.add_parser("pack", help="image folder, tar(.gz) of one, or digits -> shards and index")
@@ -195,6 +203,19 @@ def _plan(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _submit(arguments: argparse.Namespace) -> int:
+    from orchestrator.launch.submit import check_target, submit_command
+
+    check_target(arguments.to)
+    return submit_command(
+        arguments.job,
+        arguments.overrides,
+        address=arguments.address,
+        resume=arguments.resume,
+        dry_run=arguments.dry_run,
+    )
+
+
 def _data(arguments: argparse.Namespace) -> int:
     from orchestrator.data import command
 
@@ -272,6 +293,7 @@ _COMMANDS = {
     "run": _run,
     "check": _check,
     "plan": _plan,
+    "submit": _submit,
     "data": _data,
     "eval": _eval,
     "predict": _predict,
