@@ -201,3 +201,51 @@ def _log(cluster: Cluster, submission: str) -> str:
     command = [str(BIN / "ray"), "job", "logs", "--address", cluster.url, submission]
     done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True)
     return "\n".join(line for line in done.stdout.splitlines() if "\tINFO " not in line)
+
+
+def _submit(cluster: Cluster, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "submit", "jobs/quickstart.yaml", *words],
+        cwd=cluster.repository, env=cluster.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_our_submit_ends_with_the_drivers_exit_code_and_sends_no_secrets(cluster: Cluster) -> None:
+    (cluster.repository / ".env").write_text("PASSWORD=word")
+    failing = _submit(cluster, "--set", "data.train=nowhere", "--set", "name=submitted-failing")
+    out, err = failing.communicate(timeout=200)
+    assert failing.returncode == 3, out + err
+    assert "nowhere: no index.json there" in out
+    packages = list((Path(cluster.environment["HOME"]) / "ray").rglob("_ray_pkg_*/pyproject.toml"))
+    assert packages, "the working directory arrived"
+    assert not [p for package in packages for p in package.parent.rglob(".env")]
+
+
+@pytest.mark.slow
+def test_a_stop_of_a_job_that_we_submitted_saves_and_the_next_submission_goes_on(cluster: Cluster) -> None:
+    words = ["--set", "name=submitted", "--set", "train.epochs=300", "--set", "checkpoint.every_epochs=300"]
+    out, code = _stopped_at(cluster, _submit(cluster, *words), "epoch   2/")
+    assert code == 75, out
+    run = Path(cluster.environment["HOME"]) / "orchestrator-runs" / "submitted"
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert outcome["status"] == "interrupted"
+    assert [p.name for p in (run / "checkpoints").iterdir()] == [f"step_{outcome['step']:09d}"]
+    out, code = _stopped_at(cluster, _submit(cluster, *words), "Attempt 2 goes on")
+    assert f"Attempt 2 goes on from step {outcome['step']}." in out
+
+
+def _stopped_at(cluster: Cluster, process: subprocess.Popen[str], sign: str) -> tuple[str, int]:
+    """Everything that a submission said and its exit code; `ray job stop` came at the line that begins with `sign`."""
+    assert process.stdout is not None
+    said, submission = "", ""
+    for line in process.stdout:
+        said += line
+        if line.startswith("Submitted "):
+            submission = line.split()[1].rstrip(";")
+        if line.startswith(sign):
+            break
+    stop = [str(BIN / "ray"), "job", "stop", "--address", cluster.url, submission]
+    subprocess.run(stop, env=cluster.environment, capture_output=True, check=True, timeout=120)
+    out, err = process.communicate(timeout=120)
+    return said + out + err, process.returncode

@@ -95,7 +95,6 @@ def model(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> Any:
     import mlflow
 
     mlflow.set_tracking_uri(registered.uri)
-    mlflow.set_registry_uri(registered.uri)
     return mlflow.pyfunc.load_model(registered.model_uri)
 
 
