@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     pack = actions.add_parser("pack", help="image folder, tar(.gz) of one, or digits -> shards and index")
     pack.add_argument("source", metavar="SOURCE", help="folder CLASS/IMAGE, tar(.gz) of one, or `digits`")
     pack.add_argument("out", metavar="OUT", type=Path, help="folder for *.tar and index.json")
+    actions.add_parser("features", parents=[job], help="compute the features that a transfer job trains on")
     for name, text in (("verify", "check every hash, count and label"), ("stats", "classes, sizes, bytes")):
         action = actions.add_parser(name, help=text)
         action.add_argument("out", metavar="OUT", type=Path, help="a folder with index.json")
@@ -219,6 +220,10 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _data(arguments: argparse.Namespace) -> int:
     from orchestrator.data import command
 
+    if arguments.action == "features":
+        from orchestrator.launch.features import features_command
+
+        return features_command(arguments.job, arguments.overrides)
     if arguments.action == "pack":
         return command.pack(arguments.source, arguments.out)
     return command.verify(arguments.out) if arguments.action == "verify" else command.stats(arguments.out)

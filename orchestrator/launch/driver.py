@@ -13,10 +13,12 @@ from typing import Any, TextIO
 import torch
 
 from hff.shapes import LayerShape
+from orchestrator.data.features import FeatureFolders
 from orchestrator.errors import Interrupted, JobError, OrchestratorError
 from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
 from orchestrator.launch import local
+from orchestrator.launch.features import features_of
 from orchestrator.launch.ray_train import RaySession, run_ray
 from orchestrator.launch.restart import Failure, next_action
 from orchestrator.launch.signals import StopSignal
@@ -121,7 +123,8 @@ def _finished(drive: Drive) -> dict[str, Any] | None:
 def _drive(drive: Drive) -> dict[str, Any]:
     """Attempts until the run is finished, stopped, or has failed for good."""
     job, folder = drive.job, drive.folder
-    prepare.next_attempt(folder, drive.resume)  # refuses a damaged or missing checkpoint before anything starts
+    # Refuses a damaged or missing checkpoint before anything starts.
+    source, _ = _starting_point(drive, prepare.next_attempt(folder, drive.resume))
     prepare_embedded(drive.values["data"], Path(job.runs))
     datasets = open_datasets(drive.values["data"], Path(job.runs))
     shapes = shapes_of(job, len(datasets.classes))
@@ -141,11 +144,14 @@ def _drive(drive: Drive) -> dict[str, Any]:
     with session as ray:
         if isinstance(ray, RaySession):
             ray.check_resources()
+        features = features_of(
+            job, datasets, source, say=drive.say, event=folder.append_event, may_make=drive.launch is None
+        )
         opening.join()
         while True:
             attempt = prepare.next_attempt(folder, "auto")
             attempt = replace(attempt, run_id=_track(drive, attempt, plan))
-            assignment = _assignment(drive, attempt, plan, datasets, shapes)
+            assignment = _assignment(drive, attempt, plan, datasets, shapes, features)
             failure = _attempt(drive, attempt, assignment)
             if failure is None:
                 return _conclude(drive, assignment, plan)
@@ -157,21 +163,32 @@ def _drive(drive: Drive) -> dict[str, Any]:
             drive.say(f"warning: {failure.headline}; {action.why}")
 
 
+def _starting_point(drive: Drive, attempt: prepare.Attempt) -> tuple[str | None, bool]:
+    """The checkpoint that an attempt starts from, and whether it takes nothing but the weights of it."""
+    if attempt.resume_from is not None:
+        return str(attempt.resume_from), False
+    init_from = drive.job.train.init_from
+    return (None, False) if init_from is None else (str(prepare.weights_source(Path(drive.job.runs), init_from)), True)
+
+
 def _assignment(
-    drive: Drive, attempt: prepare.Attempt, plan: Plan, datasets: Datasets, shapes: tuple[LayerShape, ...]
+    drive: Drive,
+    attempt: prepare.Attempt,
+    plan: Plan,
+    datasets: Datasets,
+    shapes: tuple[LayerShape, ...],
+    features: FeatureFolders | None,
 ) -> Assignment:
     job = drive.job
     replicas = plan.stages[0].replicas
     steps, max_batch = steps_per_epoch(len(datasets.train.subset), job.train.global_batch_size, replicas)
-    resume_from, weights_only = attempt.resume_from, False
-    if resume_from is None and job.train.init_from is not None:
-        resume_from, weights_only = prepare.weights_source(Path(job.runs), job.train.init_from), True
+    resume_from, weights_only = _starting_point(drive, attempt)
     return Assignment(
         job=drive.values,
         job_sha256=job_sha256(job),
         run_dir=str(drive.folder.path),
         attempt=attempt.number,
-        resume_from=None if resume_from is None else str(resume_from),
+        resume_from=resume_from,
         weights_only=weights_only,
         run_id=attempt.run_id,
         ranges=[stage.layers for stage in plan.stages],
@@ -183,6 +200,7 @@ def _assignment(
         num_classes=len(datasets.classes),
         attempt_steps=attempt.earlier_steps,
         git_commit=prepare.git_commit(drive.origin),
+        features=features,
         token=f"{run_token(str(drive.folder.path), attempt.number)}-{uuid.uuid4().hex[:8]}",
         phases=drive.part.phases,
     )

@@ -1,19 +1,32 @@
-"""Make the features that a job needs: decide what is missing, share its shards among workers, publish."""
+"""Make the features that a job needs: decide what is missing, share its shards among workers, publish.
+
+Also `orchestrator data features`, in words.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.data.command import Ticker
 from orchestrator.data.feature_store import MadeShard, alone, is_whole, kept_shards, publish, samples_written
+from orchestrator.data.features import FeatureFolders
 from orchestrator.data.index import open_index
-from orchestrator.errors import Interrupted
+from orchestrator.errors import EXIT_DONE, Interrupted, JobError
+from orchestrator.job.load import load_job
+from orchestrator.job.network import cached_features
+from orchestrator.job.resolved import job_to_dict
+from orchestrator.job.schema import Job
+from orchestrator.launch.crews import Recruit, crew_for
+from orchestrator.launch.ray_train import RaySession
 from orchestrator.launch.signals import StopSignal
-from orchestrator.run.features import Wanted, ask_to_stop
+from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
+from orchestrator.run.features import Wanted, ask_to_stop, examine, wanted_sets
+from orchestrator.run.planning import resolved
 
 _POLL_S = 0.25
 
@@ -31,6 +44,54 @@ class Crew(Protocol):
 
     def result(self, ended: Any) -> MadeShard:
         """The shard, or the worker's error."""
+
+
+def features_of(
+    job: Job,
+    datasets: Datasets,
+    weights_from: str | None,
+    *,
+    say: Callable[[str], None],
+    event: Callable[[dict[str, Any]], None],
+    may_make: bool = True,
+) -> FeatureFolders | None:
+    """Where the features of a job's frozen backbone lie, made now where they are missing; None for other jobs.
+
+    `weights_from` is the checkpoint that the run starts from. Under launcher ray, Ray must be connected. Raises
+    JobError where features are missing and must not be made.
+    """
+    if cached_features(job) is None:
+        return None
+    values, classes = job_to_dict(job), len(datasets.classes)
+    trunk = examine(values, classes, weights_from)
+    sets, folders = wanted_sets(values, datasets, trunk)
+    if not may_make and not all(is_whole(wanted.plan) for wanted in sets):
+        raise JobError(
+            "features.cache: the features of this job are not there yet, and torchrun's workers do not make them; "
+            "make them first with `orchestrator data features JOB`, or set features.cache to false"
+        )
+    Maker(crew_for(Recruit(values, classes, trunk, weights_from)), say, event).make(sets)
+    return folders
+
+
+def features_command(job_path: str, overrides: Sequence[str]) -> int:
+    """`orchestrator data features JOB`: make all that a job will train on; returns the exit code."""
+    job = load_job(job_path, overrides, tell=print)
+    if cached_features(job) is None:
+        raise JobError(
+            f"{job_path}: has no features to make: only a transfer job with model.freeze all and features.cache true "
+            "trains on features that are made beforehand"
+        )
+    job = resolved(job)
+    runs = Path(job.runs)
+    values = job_to_dict(job)
+    prepare_embedded(values["data"], runs)
+    datasets = open_datasets(values["data"], runs)
+    with RaySession(values["cluster"]) if job.cluster.launcher == "ray" else nullcontext() as ray:
+        if isinstance(ray, RaySession):
+            ray.check_resources()
+        features_of(job, datasets, None, say=print, event=lambda _: None)
+    return EXIT_DONE
 
 
 @dataclass

@@ -22,7 +22,7 @@ from orchestrator.errors import CheckpointError, Interrupted, JobError, Orchestr
 from orchestrator.run import checkpoint, network
 from orchestrator.run.classifier import framing
 from orchestrator.run.datasets import Datasets, Normalise
-from orchestrator.transfer.cached import trunk_parts, trunk_sha256, trunk_units
+from orchestrator.transfer.cached import cached_parts, trunk_parts, trunk_sha256, trunk_units
 
 _VERSION = 1
 _BATCH = 64
@@ -53,7 +53,7 @@ class Wanted:
 def build_trunk(
     job: Mapping[str, Any], num_classes: int, device: torch.device, weights_from: str | None = None
 ) -> list[LocalLayer]:
-    """The units of a job's network that hold its frozen trunk; with the weights of a checkpoint, where one is given."""
+    """The units of a job's network that hold its frozen trunk, with the weights of a checkpoint where one is given."""
     size = job["data"]["image_size"]
     layers = network.build(
         job["model"],
@@ -62,6 +62,7 @@ def build_trunk(
         num_classes=num_classes,
         seed=job["train"]["seed"],
         precision=job["train"]["precision"],
+        pretrained=weights_from is None,
     )
     units = trunk_units(layers)
     if weights_from is not None:
@@ -70,12 +71,12 @@ def build_trunk(
     return [unit.to(device).to(memory_format=torch.channels_last) for unit in units]
 
 
-def examine(units: Sequence[LocalLayer], job: Mapping[str, Any]) -> Trunk:
-    """Hash a trunk and see how many numbers each head gets, by showing it one black image."""
-    size = job["data"]["image_size"]
-    dtype = network.DTYPES[job["train"]["precision"]]
-    image = torch.zeros(1, job["data"]["channels"], size, size, dtype=dtype)
-    return Trunk(tuple(part.shape[1] for part in trunk_parts(units, image)), hashes(units))
+def examine(job: Mapping[str, Any], num_classes: int, weights_from: str | None) -> Trunk:
+    """The facts of the trunk of a job."""
+    units = build_trunk(job, num_classes, torch.device("cpu"), weights_from)
+    end_to_end = job["objective"]["name"] == "bp"
+    parts = cached_parts(job["model"], job["data"]["image_size"], end_to_end=end_to_end)
+    return Trunk(parts, hashes(units))
 
 
 def hashes(units: Sequence[LocalLayer]) -> tuple[str, ...]:

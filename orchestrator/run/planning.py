@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from hff.shapes import LayerShape
 from orchestrator.errors import JobError
-from orchestrator.job.network import backbone_model, head_shape, known_classes, known_train_samples, layer_shapes
+from orchestrator.job.network import (
+    backbone_model,
+    cached_features,
+    head_shape,
+    known_classes,
+    known_train_samples,
+    layer_shapes,
+)
 from orchestrator.job.schema import Job
 from orchestrator.pipeline.plan import Plan, make_plan
 
@@ -25,11 +32,15 @@ def shapes_of(job: Job, classes: int) -> tuple[LayerShape, ...]:
     """The layers of a resolved job. Raises JobError when the architecture does not fit the images."""
     model = backbone_model(job)
     if model is not None:
+        from orchestrator.transfer.cached import cached_parts, fed_shapes
         from orchestrator.transfer.units import unit_shapes
 
         values = model.model_dump(mode="json")
         head, end_to_end = head_shape(job, classes), job.objective.name == "bp"
-        return unit_shapes(values, job.data.image_size, lambda index: head, end_to_end=end_to_end)
+        shapes = unit_shapes(values, job.data.image_size, lambda index: head, end_to_end=end_to_end)
+        if cached_features(job) is None:
+            return shapes
+        return fed_shapes(shapes, cached_parts(values, job.data.image_size, end_to_end=end_to_end))
     try:
         return layer_shapes(job, classes)
     except ValueError as error:

@@ -230,7 +230,8 @@ def _own_layers(assignment: Assignment, stage_index: int, device: torch.device) 
         precision=job["train"]["precision"],
         per_layer=job["per_layer"],
         only=range(first, last + 1),
-        pretrained=assignment.resume_from is None,
+        # A checkpoint fills all layers but those whose phase has not begun.
+        pretrained=assignment.resume_from is None or job["train"]["schedule"] == "sequential",
     )
     # Convolutions are faster in this layout, on CPU (1.3x measured) and GPU alike.
     return [layer.to(device).to(memory_format=torch.channels_last) for layer in layers]

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hff.layers import Frozen, LocalLayer
 from hff.objectives import pool_to_grid
-from hff.shapes import LayerShape
+from hff.shapes import LayerShape, head_features
+from orchestrator.transfer.backbone import trunk_shape
+from orchestrator.transfer.units import plan_units
 
 
 def divided(layer: LocalLayer) -> tuple[tuple[Frozen, ...], tuple[nn.Module, ...]]:
@@ -89,16 +92,34 @@ def fed(layers: Sequence[LocalLayer], first: int, parts: Sequence[int]) -> list[
     ]
 
 
+def cached_parts(model: dict[str, Any], image_size: int, *, end_to_end: bool) -> tuple[int, ...]:
+    """How many numbers each unit of a frozen trunk sees, from the bottom."""
+    trunk = trunk_shape(model["backbone"], image_size)
+    units = plan_units(model, len(trunk.stages), end_to_end=end_to_end)
+    outputs = [trunk.stages[unit.stages[-1]].output for unit in units if unit.stages]
+    return tuple(head_features(output, model["head_grid"], trunk.prefix_tokens) for output in outputs)
+
+
 def fed_shapes(shapes: Sequence[LayerShape], parts: Sequence[int]) -> tuple[LayerShape, ...]:
     """The units of a network as they are when fed: no trunk to compute, features instead of maps."""
     result = []
     for number, shape in enumerate(shapes):
         if number < len(parts):
-            rest = sum(parts[number:])
-            skipped = parts[number - 1] if number else 0
-            tops = len(shape.output) == 1
-            shape = replace(shape, input=(skipped + rest,), output=shape.output if tops else (rest,))
-        elif number == len(parts):
-            shape = replace(shape, input=(parts[-1],) if len(shapes[number - 1].output) > 1 else shape.input)
+            shape = _without_trunk(shape, sum(parts[number:]), skipped=parts[number - 1] if number else 0)
+        elif number == len(parts) and len(shape.input) > 1:
+            shape = replace(shape, input=(parts[-1],))
         result.append(shape)
     return tuple(result)
+
+
+def _without_trunk(shape: LayerShape, rest: int, skipped: int) -> LayerShape:
+    """A unit that drops `skipped` numbers and hands on `rest`, or what layers on top of its stages make of them."""
+    inner = shape.inner
+    assert inner is not None, "a unit of the trunk has stages"
+    return replace(
+        shape,
+        input=(skipped + rest,),
+        output=shape.output if len(shape.output) == 1 else (rest,),
+        forward_flops=shape.forward_flops - inner.frozen_flops,
+        inner=replace(inner, frozen_activations=0, frozen_flops=0),
+    )
