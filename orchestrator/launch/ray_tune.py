@@ -22,7 +22,7 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
@@ -47,13 +47,19 @@ class Board(Protocol):
 
 
 class _TrialActor(tune.Trainable):  # type: ignore[misc]
-    """The driver of one trial. A `step` is an epoch; `cleanup` comes with every end, also an early one."""
+    """The driver of one trial after the other. A `step` is an epoch; an early end comes with the next trial or with
+    `cleanup`, whichever is first."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._run = TrialRun(config["task"])
 
     def step(self) -> dict[str, Any]:
         return self._run.next_result()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
+        self.setup(new_config)
+        return True
 
     def cleanup(self) -> None:
         self._run.stop()
@@ -107,6 +113,10 @@ def _index(trial: Any) -> int:
     return int(trial.config["task"].index)
 
 
+def _name(trial: Any) -> str:
+    return str(trial.config["task"].job["name"])
+
+
 def run_trials(board: Board, *, need: Need, at_once: int, total: int, storage: Path) -> None:
     """Run up to `total` trials of the board, `at_once` at a time, and wait for the end of all.
 
@@ -115,7 +125,7 @@ def run_trials(board: Board, *, need: Need, at_once: int, total: int, storage: P
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     tuner = tune.Tuner(
         tune.with_resources(_TrialActor, _bundles(need)),
         tune_config=tune.TuneConfig(
@@ -123,8 +133,18 @@ def run_trials(board: Board, *, need: Need, at_once: int, total: int, storage: P
             scheduler=_Decisions(board),
             num_samples=total,
             max_concurrent_trials=at_once,
+            # A process that has imported everything is worth keeping.
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
         ),
-        run_config=tune.RunConfig(name=storage.name, storage_path=str(storage.parent), verbose=0),
+        run_config=tune.RunConfig(
+            name=storage.name,
+            storage_path=str(storage.parent),
+            verbose=0,
+            # Runs save for themselves.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
     )
     failure: list[BaseException] = []
 

@@ -103,6 +103,8 @@ class SearchBoard:
         trial = self.record.put(trial.with_result(epoch, metric))
         if last or not self._stops(trial):
             return False
+        folder = self._run_folder(trial)
+        folder.stop_file(len(read_json(folder.attempts) or [])).touch()
         self._ended(replace(trial, status="stopped", metric=metric))
         return True
 
@@ -117,6 +119,8 @@ class SearchBoard:
 
     def on_lost(self, index: int, message: str) -> None:
         """Take note of a trial whose process is gone; it goes on when the search is run again."""
+        if self.trials[index].ended:
+            return  # it had nothing more to say
         trial = self.record.put(replace(self.trials[index], message=message))
         self._say(f"warning: trial {trial.index} was lost: {message}")
 
