@@ -10,7 +10,7 @@ import pytest
 from ray.tune.schedulers import MedianStoppingRule, TrialScheduler
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from orchestrator.search.early import at_rung, asha_stops, median_stops, newest_rung
+from orchestrator.search.early import asha_stops, at_rung, median_stops, newest_rung
 
 EPOCHS = 27
 
@@ -55,7 +55,7 @@ def test_the_median_rule_decides_like_ray_tunes(mode: str) -> None:
     curves: list[list[tuple[int, float]]] = [[] for _ in range(8)]
     names = [SimpleNamespace(trial_id=str(i), status="RUNNING") for i in range(8)]
     names = [type("T", (), vars(n))() for n in names]
-    controller = SimpleNamespace(get_live_trials=lambda: [])
+    controller = SimpleNamespace(get_live_trials=list)
     stopped: set[int] = set()
     for trial, epoch in in_turns(rng, len(curves)):
         if trial in stopped:
