@@ -13,7 +13,7 @@ from orchestrator.launch.local import WorkerFailure
 from orchestrator.run.worker import Assignment
 
 # Set before ray is imported anywhere: no usage statistics, the current Train, quiet workers.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -24,7 +24,7 @@ _ENVIRONMENT = {
 
 # For a Ray of our own on one machine: processes that would start and do nothing. Every job's workers have an
 # environment of their own, so workers started ahead are thrown away, and nobody announces the loss of this machine.
-_OWN_ENVIRONMENT = {
+OWN_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
@@ -73,7 +73,7 @@ class RaySession:
         self.own = False
 
     def __enter__(self) -> RaySession:
-        for name, value in _ENVIRONMENT.items():
+        for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -90,10 +90,10 @@ class RaySession:
                 ray.init(address=address, **options)
             else:
                 self.own = True
-                for name, value in _OWN_ENVIRONMENT.items():
+                for name, value in OWN_ENVIRONMENT.items():
                     os.environ.setdefault(name, value)
                 ray.init(address="local", include_dashboard=False, num_cpus=self._local_cpus(), **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises a bare Exception too, when its own start takes more than 30 s
             where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
             raise OrchestratorError(f"{where} cannot be used: {error}") from error
         return self

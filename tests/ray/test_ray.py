@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import OrchestratorError
+from orchestrator.launch import ray_train
 from tests.conftest import ROOT, SUMMARY_KEYS, Command, environment, started
 from tests.processes import Descendants
 from tests.runs import assert_same_bits, summary_of, wait_for_step
@@ -48,6 +50,21 @@ def test_quickstart_on_two_ray_workers_equals_one_process_and_leaves_no_process_
     result = in_process(*job, *(word for setting in alone for word in ("--set", setting)))
     assert result.returncode == 0, result.stderr
     assert_same_bits(runs / "quickstart", runs / "alone")
+
+
+def test_a_ray_that_does_not_start_is_told_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own words for a machine too busy to start it, as a bare Exception."""
+    import ray
+
+    def too_late(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    for name in ray_train.ENVIRONMENT | ray_train.OWN_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", too_late)
+    with pytest.raises(OrchestratorError, match=r"^a local Ray cannot be used: The current node timed out"):
+        ray_train.RaySession({"workers": 2, "cpus_per_worker": 1}).__enter__()
 
 
 @pytest.mark.slow

@@ -1,0 +1,55 @@
+"""The data of a job against each other and against what the job states of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.data.pack import pack
+from orchestrator.errors import DataError
+from orchestrator.run.datasets import open_datasets
+from tests.data.conftest import encoded, noise, write_tar
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> dict[str, str]:
+    """Two packed sets, one of the classes a and b, one of the classes a and c; six images each."""
+    folders = {}
+    for labels in ("ab", "ac"):
+        images = [(f"{label}/{i}.png", encoded(noise(i))) for label in labels for i in range(3)]
+        folders[labels] = str(pack(write_tar(tmp_path / f"{labels}.tar", images), tmp_path / labels).folder)
+    return folders
+
+
+def data(**changes: Any) -> dict[str, Any]:
+    return {"val": None, "test": None, "expect": None, **changes}
+
+
+def test_what_the_job_states_of_its_data_is_held_against_the_index(sets: dict[str, str], tmp_path: Path) -> None:
+    true = {"classes": 2, "train_samples": 6, "val_samples": 6}
+    found = open_datasets(data(train=sets["ab"], val=sets["ab"], expect=true), tmp_path)
+    assert found.classes == ["a", "b"]
+    for key, stated, message in (
+        ("classes", 3, "data.expect.classes: the job states 3, the index has 2"),
+        ("train_samples", 7, "data.expect.train_samples: the job states 7, the index has 6"),
+        ("val_samples", 5, "data.expect.val_samples: the job states 5, the index has 6"),
+    ):
+        with pytest.raises(DataError) as caught:
+            open_datasets(data(train=sets["ab"], val=sets["ab"], expect={**true, key: stated}), tmp_path)
+        assert str(caught.value) == message
+        assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("key", ["val", "test"])
+def test_data_of_other_classes_are_refused(sets: dict[str, str], tmp_path: Path, key: str) -> None:
+    with pytest.raises(DataError) as caught:
+        open_datasets(data(train=sets["ab"], **{key: sets["ac"]}), tmp_path)
+    expected = "its classes differ from those of data.train (2 against 2); pack both from the same folders"
+    assert str(caught.value) == f"data.{key}: {expected}"
+
+
+def test_a_folder_without_an_index_is_named_with_its_key(sets: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^data\.val: .*nowhere: no index\.json there"):
+        open_datasets(data(train=sets["ab"], val=str(tmp_path / "nowhere")), tmp_path)
