@@ -89,14 +89,25 @@ class RaySession:
             if address:
                 ray.init(address=address, **options)
             else:
-                self.own = True
-                for name, value in OWN_ENVIRONMENT.items():
-                    os.environ.setdefault(name, value)
-                ray.init(address="local", include_dashboard=False, num_cpus=self._local_cpus(), **options)
-        except Exception as error:  # Ray raises a bare Exception too, when its own start takes more than 30 s
+                self._start_own(options)
+        except Exception as error:  # Ray raises a bare Exception too, when its own processes start too slowly
             where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
             raise OrchestratorError(f"{where} cannot be used: {error}") from error
         return self
+
+    def _start_own(self, options: dict[str, Any]) -> None:
+        import ray
+
+        self.own = True
+        for name, value in OWN_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        options = {**options, "include_dashboard": False, "num_cpus": self._local_cpus()}
+        try:
+            ray.init(address="local", **options)
+        except Exception:
+            # Its agents have 15 s to start, a number nobody can change (ray-project/ray#65983): on a machine that
+            # is busy with something else the second try, with everything in the page cache, mostly succeeds.
+            ray.init(address="local", **options)
 
     def __exit__(self, *exc: object) -> None:
         if not self._already:

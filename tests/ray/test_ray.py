@@ -52,19 +52,31 @@ def test_quickstart_on_two_ray_workers_equals_one_process_and_leaves_no_process_
     assert_same_bits(runs / "quickstart", runs / "alone")
 
 
-def test_a_ray_that_does_not_start_is_told_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_ray_that_does_not_start_is_tried_twice_and_then_told_in_one_message(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
     """Ray's own words for a machine too busy to start it, as a bare Exception."""
     import ray
 
-    def too_late(**options: object) -> None:
-        raise Exception("The current node timed out during startup.")
+    calls: list[dict[str, object]] = []
+
+    def start(**options: object) -> None:
+        calls.append(options)
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup.")
 
     for name in ray_train.ENVIRONMENT | ray_train.OWN_ENVIRONMENT:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "as the user wishes")  # and put back afterwards
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(ray, "init", too_late)
-    with pytest.raises(OrchestratorError, match=r"^a local Ray cannot be used: The current node timed out"):
-        ray_train.RaySession({"workers": 2, "cpus_per_worker": 1}).__enter__()
+    monkeypatch.setattr(ray, "init", start)
+    session = ray_train.RaySession({"workers": 64, "cpus_per_worker": 1})
+    if failures == 1:
+        assert session.__enter__().own
+    else:
+        with pytest.raises(OrchestratorError, match=r"^a local Ray cannot be used: The current node timed out"):
+            session.__enter__()
+    assert [(options["address"], options["num_cpus"]) for options in calls] == [("local", 64)] * 2
 
 
 @pytest.mark.slow
