@@ -63,7 +63,7 @@ def bare_loop(job_path: Path) -> None:
     job = job_to_dict(load_job(job_path))
     runs = Path(job["runs"])
     prepare_embedded(job["data"], runs)
-    datasets = open_datasets(job["data"], runs)
+    datasets = open_datasets(job)
     layers = network.build(
         job["model"], job["objective"], input_shape=(1, 8, 8), num_classes=len(datasets.classes), seed=0
     )

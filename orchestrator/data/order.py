@@ -71,3 +71,10 @@ def replica_slice(start: int, stop: int, replica: int, replicas: int) -> tuple[i
     size, extra = divmod(stop - start, replicas)
     first = start + replica * size + min(replica, extra)
     return first, first + size + (replica < extra)
+
+
+def steps_per_epoch(num_samples: int, global_batch_size: int, replicas: int) -> tuple[int, int]:
+    """Steps of an epoch and the most samples that one replica gets in one step."""
+    bounds = batch_bounds(num_samples, global_batch_size, replicas)
+    largest = max(stop - start for start, stop in bounds)
+    return len(bounds), -(-largest // replicas)

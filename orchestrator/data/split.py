@@ -15,21 +15,31 @@ def split_from_train(index: Index, fraction: float) -> tuple[NDArray[np.int64], 
 
     Raises DataError when a class would keep or give nothing.
     """
-    random = np.random.Generator(np.random.PCG64(derive_seed(0, "split")))
+    whole = np.arange(index.num_samples, dtype=np.int64)
+    remedy = "use another data.val.from_train or a separate validation set"
+    return hold_out(index, whole, fraction, purpose="split", remedy=remedy)
+
+
+def hold_out(
+    index: Index, subset: NDArray[np.int64], fraction: float, *, purpose: str, remedy: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(rest, held-out samples) of a sorted subset; which ones depends on the subset and `purpose` alone.
+
+    Raises DataError, with the remedy, when a class would keep or give nothing.
+    """
+    random = np.random.Generator(np.random.PCG64(derive_seed(0, purpose)))
+    labels = index.labels[subset]
     held_out = []
     for label, name in enumerate(index.classes):
-        members = np.flatnonzero(index.labels == label)
+        members = subset[labels == label]
         count = round(len(members) * fraction)
         if not 0 < count < len(members):
             raise DataError(
-                f"class {name!r} has {len(members)} samples: {fraction:g} of them cannot be held out; "
-                "use another data.val.from_train or a separate validation set"
+                f"class {name!r} has {len(members)} samples: {fraction:g} of them cannot be held out; {remedy}"
             )
         held_out.append(random.permutation(members)[:count])
-    val = np.sort(np.concatenate(held_out)).astype(np.int64)
-    mask = np.ones(index.num_samples, dtype=bool)
-    mask[val] = False
-    return np.flatnonzero(mask).astype(np.int64), val
+    held = np.sort(np.concatenate(held_out)).astype(np.int64)
+    return subset[~np.isin(subset, held)], held
 
 
 def shuffled_labels(labels: NDArray[np.int64], subset: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 ASSUMED_CLASSES = 10
 DIGITS_CLASSES = 10
 DIGITS_IMAGES = 1797
+# A handful of weights is well determined by so many images; more would only be lost for training.
+MOST_VOTE_SAMPLES = 5000
 
 
 def known_classes(job: Job) -> int | None:
@@ -22,15 +24,21 @@ def known_classes(job: Job) -> int | None:
 
 
 def known_train_samples(job: Job) -> int | None:
-    """Images per epoch as far as the job itself tells it, without a held-out part (to one per class)."""
+    """Images per epoch as far as the job itself tells it, without the held-out parts (to one per class)."""
     if job.data.expect is not None:
         samples = job.data.expect.train_samples
     elif job.data.train == "digits":
         samples = DIGITS_IMAGES
     else:
         return None
-    held_out = getattr(job.data.val, "from_train", 0.0)
-    return samples - round(samples * held_out)
+    samples -= round(samples * getattr(job.data.val, "from_train", 0.0))
+    share = vote_share(job.model.vote, job.train.vote_from_train, samples)
+    return samples - round(samples * (share or 0.0))
+
+
+def vote_share(vote: object, wanted: float, samples: int) -> float | None:
+    """The share of the training images that vote weights are fitted on; None when they are not fitted."""
+    return min(wanted, MOST_VOTE_SAMPLES / samples) if vote == "fitted" else None
 
 
 def head_shape(job: Job, num_classes: int | None, layer: int = 0) -> HeadShape:

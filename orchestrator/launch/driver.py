@@ -14,6 +14,7 @@ import torch
 
 from hff.shapes import LayerShape
 from orchestrator.data.features import FeatureFolders
+from orchestrator.data.order import steps_per_epoch
 from orchestrator.errors import Interrupted, JobError, OrchestratorError
 from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
@@ -28,7 +29,6 @@ from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.logged_model import Logged, log_model
-from orchestrator.run.loop import run_token, steps_per_epoch
 from orchestrator.run.planning import plan_for, resolved, shapes_of
 from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
@@ -126,7 +126,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     # Refuses a damaged or missing checkpoint before anything starts.
     source, _ = _starting_point(drive, prepare.next_attempt(folder, drive.resume))
     prepare_embedded(drive.values["data"], Path(job.runs))
-    datasets = open_datasets(drive.values["data"], Path(job.runs))
+    datasets = open_datasets(drive.values)
     shapes = shapes_of(job, len(datasets.classes))
     plan = plan_for(job, shapes, len(datasets.train.subset), len(datasets.classes))
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def _assignment(
         attempt_steps=attempt.earlier_steps,
         git_commit=prepare.git_commit(drive.origin),
         features=features,
-        token=f"{run_token(str(drive.folder.path), attempt.number)}-{uuid.uuid4().hex[:8]}",
+        token=uuid.uuid4().hex,
         phases=drive.part.phases,
     )
 

@@ -86,7 +86,7 @@ def features_command(job_path: str, overrides: Sequence[str]) -> int:
     runs = Path(job.runs)
     values = job_to_dict(job)
     prepare_embedded(values["data"], runs)
-    datasets = open_datasets(values["data"], runs)
+    datasets = open_datasets(values)
     with RaySession(values["cluster"]) if job.cluster.launcher == "ray" else nullcontext() as ray:
         if isinstance(ray, RaySession):
             ray.check_resources()

@@ -155,7 +155,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     check_offline(search)
     trials = jobs.trials_folder(search)
     prepare_embedded(search.base["data"], trials)
-    open_datasets(search.base["data"], trials)
+    open_datasets(search.base | {"runs": str(trials)})
     trials.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.job, job_yaml(search))
     kept = Record(drive.record_file)

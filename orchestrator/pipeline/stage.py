@@ -205,11 +205,18 @@ class Stage:
         local_update(layer, optimizer)
 
     @torch.no_grad()
-    def evaluate(self, batch: StageInput, vote_weights: Sequence[float], correct: Tensor) -> Tensor:
+    def evaluate(
+        self,
+        batch: StageInput,
+        vote_weights: Sequence[float],
+        correct: Tensor,
+        opinions: list[list[Tensor]] | None = None,
+    ) -> Tensor:
         """Classify one batch with frozen layers and pass it on; returns the votes so far, (B, C) float32.
 
         `vote_weights` has one weight per layer of the network, 0 for those without a vote; `correct`
-        (layers of this stage,) int64 counts the right top-1 classes of each layer.
+        (layers of this stage,) int64 counts the right top-1 classes of each layer; `opinions`, one list per layer
+        of this stage, get its log-probabilities, (B, C) float32.
         """
         x, vote = batch.x, batch.vote
         for i, layer in enumerate(self.layers):
@@ -219,9 +226,11 @@ class Stage:
                 logit_BC = layer.logits(x)
             correct[i] += (logit_BC.argmax(dim=1) == batch.target).sum()
             weight = vote_weights[self.first + i]
-            if weight or vote is None:
-                part = weight * torch.log_softmax(logit_BC.float(), dim=1)
-                vote = part if vote is None else vote + part
+            if weight or vote is None or opinions is not None:
+                log_prob_BC = torch.log_softmax(logit_BC.float(), dim=1)
+                if opinions is not None:
+                    opinions[i].append(log_prob_BC)
+                vote = weight * log_prob_BC if vote is None else vote + weight * log_prob_BC
         assert vote is not None
         self._send("eval", batch, x, vote, batch.stop)
         return vote

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from orchestrator.data.features import FeatureFolders, FeatureSet, FeatureSource
 from orchestrator.data.index import Index, open_index
+from orchestrator.data.order import epoch_order
 from orchestrator.data.pack import pack
-from orchestrator.data.split import shuffled_labels, split_from_train
+from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, ImageSource, Source, TrainStream
 from orchestrator.errors import DataError, JobError
+from orchestrator.job.network import vote_share
 from orchestrator.pipeline.stage import StageInput
 from orchestrator.run.classifier import framing, pixel_statistics
 
@@ -34,11 +36,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Datasets:
-    """What a run trains on, selects with and is tested on."""
+    """What a run trains on, selects with and is tested on; `vote` is what vote weights are fitted on."""
 
     train: Part
     val: Part | None
     test: Part | None
+    vote: Part | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -66,11 +69,12 @@ def _open(location: str, runs: Path, key: str) -> Index:
         raise DataError(f"data.{key}: {error}") from error
 
 
-def open_datasets(data: dict[str, Any], runs: Path) -> Datasets:
-    """Open the indexes and check them against each other and against `data.expect`.
+def open_datasets(job: dict[str, Any]) -> Datasets:
+    """Open the indexes of a job and check them against each other and against `data.expect`.
 
     Raises DataError naming the key of the job.
     """
+    data, runs = job["data"], Path(job["runs"])
     train_index = _open(data["train"], runs, "train")
     whole = np.arange(train_index.num_samples, dtype=np.int64)
     val: Part | None = None
@@ -83,7 +87,15 @@ def open_datasets(data: dict[str, Any], runs: Path) -> Datasets:
     test = None if data["test"] is None else _whole(_open(data["test"], runs, "test"))
     datasets = Datasets(Part(train_index, subset), val, test)
     _check(datasets, data)
-    return datasets
+    share = vote_share(job["model"]["vote"], job["train"]["vote_from_train"], len(subset))
+    return datasets if share is None else _with_vote(datasets, share)
+
+
+def _with_vote(datasets: Datasets, share: float) -> Datasets:
+    """Take what vote weights are fitted on out of the training images: stratified, before training."""
+    index, remedy = datasets.train.index, "use another train.vote_from_train, or model.vote: last"
+    rest, held = hold_out(index, datasets.train.subset, share, purpose="vote", remedy=remedy)
+    return replace(datasets, train=Part(index, rest), vote=Part(index, held))
 
 
 def open_classes(data: dict[str, Any], runs: Path) -> list[str]:
@@ -170,6 +182,18 @@ def train_stream(
         prefetch_batches=data["prefetch_batches"],
         bad_sample_budget=data["bad_sample_budget"],
     )
+
+
+def planned_keys(part: Part, job: dict[str, Any], epoch: int, samples: int) -> list[str]:
+    """Keys of the first `samples` samples of an epoch, in order."""
+    order = epoch_order(
+        part.subset,
+        seed=job["train"]["seed"],
+        epoch=epoch,
+        lanes=job["data"]["lanes"],
+        window=job["data"]["shuffle_window"],
+    )
+    return [part.index.key(int(i)) for i in order[:samples]]
 
 
 class Normalise:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hff.votes import fit_vote_weights
 from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.run.context import Control
 
@@ -54,6 +55,47 @@ def evaluate(
         "confusion": confusion.tolist() if is_last else None,
     }
     return _combine(control.gather(mine), num_classes)
+
+
+def fit_votes(
+    stage: Stage, batches: Iterator[StageInput] | None, *, layers: int, replica: int, replicas: int, control: Control
+) -> list[float]:
+    """Fit a weight for the vote of each of `layers` layers; every worker calls this and gets the same weights.
+
+    `batches` as in `evaluate`: each replica classifies every `replicas`-th sample, from its own number on.
+    """
+    correct = torch.zeros(len(stage.layers), dtype=torch.int64, device=stage.device)
+    opinions: list[list[Tensor]] = [[] for _ in stage.layers]
+    targets: list[Tensor] = []
+    while True:
+        batch = next(batches) if batches is not None else stage.receive()
+        # Copies: what a link delivers is overwritten by its next message.
+        targets.append(batch.target.clone())
+        stage.evaluate(batch, (0.0,) * layers, correct, opinions)
+        if batch.last:
+            break
+    mine = {
+        "replica": replica,
+        "target": torch.cat(targets).cpu(),
+        "layers": {stage.first + i: torch.cat(own).cpu() for i, own in enumerate(opinions)},
+    }
+    parts = control.gather(mine)
+    weights: list[float] = control.broadcast(
+        _fitted(parts, layers, replicas) if stage.first == 0 and replica == 0 else None
+    )
+    return weights
+
+
+def _fitted(parts: list[dict[str, Any]], layers: int, replicas: int) -> list[float]:
+    """Bring samples back into their order and layers into theirs, so that the fit does not depend on the mesh."""
+    target = {p["replica"]: p["target"] for p in parts}
+    opinion = {(p["replica"], layer): own for p in parts for layer, own in p["layers"].items()}
+    place = torch.cat([torch.arange(len(target[r])) * replicas + r for r in range(replicas)])
+    order = place.argsort()
+    log_prob_NKC = torch.stack(
+        [torch.cat([opinion[r, layer] for r in range(replicas)])[order] for layer in range(layers)], dim=1
+    )
+    return fit_vote_weights(log_prob_NKC, torch.cat([target[r] for r in range(replicas)])[order])
 
 
 def _count(vote: Tensor, target: Tensor, counts: Tensor, confusion: Tensor, num_classes: int) -> None:

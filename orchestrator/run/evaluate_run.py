@@ -27,7 +27,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
     """
     trained = trained_run(run)
     job = trained.job
-    datasets = open_datasets(job["data"], Path(job["runs"]))
+    datasets = open_datasets(job)
     part = datasets.val if location is None else _foreign(location, trained.classes)
     if part is None:
         raise DataError(f"{run}: its job names no validation data; give some with --data OUT")

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hff.randomness import derive_seed
-from orchestrator.data.order import batch_bounds, epoch_order
+from orchestrator.data.order import batch_bounds
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.pipeline.mesh import Mesh
-from orchestrator.pipeline.stage import NonFiniteLoss, Stage
+from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
 from orchestrator.run import checkpoint, network
 from orchestrator.run.context import Context, Control
-from orchestrator.run.datasets import Datasets, Part, Ready, TrainFeed, eval_batches, train_stream
-from orchestrator.run.evaluate import Evaluation, evaluate
+from orchestrator.run.datasets import Datasets, Part, Ready, TrainFeed, eval_batches, planned_keys, train_stream
+from orchestrator.run.evaluate import Evaluation, evaluate, fit_votes
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.ledger import Ledger
@@ -51,6 +51,7 @@ class Loop:
     attempt_samples: int = 0
     window: float = 0.0
     busy: list[float] = field(default_factory=list)
+    vote_weights: list[float] | None = None
 
     def run(self) -> str:
         """Train from the first missing step to the last. Returns 'finished' or 'interrupted'."""
@@ -84,6 +85,8 @@ class Loop:
                 continue
             parts = self._synchronise(feed, done)
             self._tick()
+            if done == total:
+                self._fit_votes()
             if saves:
                 self._save(done)
                 self._tick()
@@ -137,6 +140,7 @@ class Loop:
             )
         self.samples_seen = state["samples_seen"]
         self.train_seconds = state["train_seconds"]
+        self.vote_weights = state.get("vote_weights")
         if self._leads:
             try:
                 self.ledger = Ledger.restored(state["ledger"], lambda n: self._planned(state["step"], n))
@@ -146,15 +150,7 @@ class Loop:
 
     def _planned(self, step: int, samples: int) -> list[str]:
         """Keys of the first `samples` samples of the epoch in which `step` lies."""
-        part, job = self.datasets.train, self.assignment.job
-        order = epoch_order(
-            part.subset,
-            seed=job["train"]["seed"],
-            epoch=self.schedule.epoch(step),
-            lanes=job["data"]["lanes"],
-            window=job["data"]["shuffle_window"],
-        )
-        return [part.index.key(int(i)) for i in order[:samples]]
+        return planned_keys(self.datasets.train, self.assignment.job, self.schedule.epoch(step), samples)
 
     def _synchronise(self, feed: TrainFeed | None, done: int) -> list[dict[str, Any]]:
         """Bring the samples consumed and every worker's sums together; waits for the slowest worker."""
@@ -226,6 +222,8 @@ class Loop:
                 "index_sha256": self.datasets.train.index.sha256,
                 "ledger": self.ledger.state(),
             }
+            if self.vote_weights is not None:
+                state["vote_weights"] = self.vote_weights
             checkpoint.commit(self.folder, done, attempt, state, [e for part in everything for e in part])
             checkpoint.prune(self.folder, self.assignment.job["checkpoint"]["keep_last"])
             seconds = time.perf_counter() - began
@@ -233,27 +231,49 @@ class Loop:
         self.control.gather(None)
         self.heartbeat.state.update(phase="train")
 
+    def _fit_votes(self) -> None:
+        """Fit the vote weights on images that no layer has learned from, where the job wants it."""
+        layers = len(self.assignment.layer_names)
+        if self.datasets.vote is None or self.schedule.depth(self.schedule.total_steps, layers) < layers:
+            return
+        self.heartbeat.state.update(phase="fit votes")
+        _, replica = self.mesh.place(self.context.rank)
+        self.vote_weights = fit_votes(
+            self.stage,
+            self._eval_batches(self.datasets.vote),
+            layers=layers,
+            replica=replica,
+            replicas=self.mesh.replicas,
+            control=self.control,
+        )
+        self.stage.take_totals()
+        self.window = time.perf_counter()
+
+    def _eval_batches(self, part: Part) -> Iterator[StageInput] | None:
+        stage_index, replica = self.mesh.place(self.context.rank)
+        if stage_index > 0:
+            return None
+        return eval_batches(
+            part,
+            self.assignment.job,
+            self.normalise,
+            batch_size=self.assignment.max_batch,
+            replica=replica,
+            replicas=self.mesh.replicas,
+            features=self.assignment.features,
+        )
+
     def _evaluate(self, part: Part | None, done: int, phase: str) -> Evaluation | None:
         if part is None:
             return None
         self.heartbeat.state.update(phase=phase)
-        stage_index, replica = self.mesh.place(self.context.rank)
-        batches = None
-        if stage_index == 0:
-            batches = eval_batches(
-                part,
-                self.assignment.job,
-                self.normalise,
-                batch_size=self.assignment.max_batch,
-                replica=replica,
-                replicas=self.mesh.replicas,
-                features=self.assignment.features,
-            )
+        stage_index, _ = self.mesh.place(self.context.rank)
         layers = len(self.assignment.layer_names)
+        depth = self.schedule.depth(done, layers)
         result = evaluate(
             self.stage,
-            batches,
-            vote_weights=network.votes(self.assignment.job["model"], layers, self.schedule.depth(done, layers)),
+            self._eval_batches(part),
+            vote_weights=network.votes(self.assignment.job["model"], layers, depth, self.vote_weights),
             num_classes=self.assignment.num_classes,
             is_last=stage_index == self.mesh.stages - 1,
             control=self.control,
@@ -359,6 +379,8 @@ class Loop:
             peak_memory_bytes=[p["memory"] for p in parts],
             start=start,
         )
+        if self.vote_weights is not None:
+            summary["vote_weights"] = self.vote_weights
         if val is not None:
             write_json(self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion})
             self.folder.append_event(
@@ -375,15 +397,3 @@ class Loop:
     def _leave(self, status: str) -> str:
         self.control.gather(None)
         return status
-
-
-def run_token(run_dir: str, attempt: int) -> str:
-    """A name for the links of one attempt that no other run on the machine has."""
-    return f"{derive_seed(attempt, 'links', run_dir):x}"
-
-
-def steps_per_epoch(samples: int, global_batch_size: int, replicas: int) -> tuple[int, int]:
-    """Steps of an epoch and the most samples that one replica gets in one step."""
-    bounds = batch_bounds(samples, global_batch_size, replicas)
-    largest = max(stop - start for start, stop in bounds)
-    return len(bounds), -(-largest // replicas)

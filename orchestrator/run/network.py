@@ -85,9 +85,14 @@ def build(
     return [layer.to(DTYPES[precision]) for layer in layers]
 
 
-def votes(model: dict[str, Any], layers: int, depth: int) -> tuple[float, ...]:
-    """Weight of each layer's vote when the first `depth` of `layers` layers are trained."""
+def votes(model: dict[str, Any], layers: int, depth: int, fitted: Sequence[float] | None = None) -> tuple[float, ...]:
+    """Weight of each layer's vote when the first `depth` of `layers` layers are trained.
+
+    `fitted` are the weights of `vote: fitted`; until they are there, the last trained layer decides.
+    """
     vote: str | Sequence[float] = model.get("vote", "last")
+    if vote == "fitted":
+        vote = "last" if fitted is None else fitted
     if not isinstance(vote, str):
         vote = list(vote)[:depth] if any(list(vote)[:depth]) else "last"
     return (*vote_weights(vote, depth), *([0.0] * (layers - depth)))

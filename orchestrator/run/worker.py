@@ -107,7 +107,7 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
     control = Control(context.world_size)
     mesh = Mesh(len(assignment.ranges), assignment.replicas)
     stage_index, _ = mesh.place(context.rank)
-    datasets = open_datasets(job["data"], Path(job["runs"]))
+    datasets = open_datasets(job)
     depth = len(assignment.layer_names) if assignment.phases is None else assignment.phases
     schedule = make_schedule(
         job["train"],
