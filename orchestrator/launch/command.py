@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import EXIT_DONE, JobError
-from orchestrator.job.load import load_any, load_job
+from orchestrator.job.load import Job, load_any, load_job
 from orchestrator.job.search import SearchJob
 from orchestrator.run.folder import write_json
 
@@ -26,6 +26,7 @@ def run_command(
     job = load_any(job_path, overrides, tell=print)
     # Libraries warn about their own affairs; the user of a job sees our words only.
     warnings.simplefilter("ignore")
+    from orchestrator.launch.controls import wanted_controls
     from orchestrator.launch.local import torchrun_rank
 
     origin = Path(job_path).absolute().parent
@@ -43,23 +44,37 @@ def run_command(
 
         if seeds is not None:
             raise JobError("--seeds: not under torchrun; start one torchrun per seed with --set train.seed=N")
+        if wanted_controls(job):
+            raise JobError("controls: not under torchrun; leave them out, or use cluster.launcher process or ray")
         run_under_torchrun(job, resume=resume, summary_path=summary_path, origin=origin)
         return EXIT_DONE
-    from orchestrator.launch.driver import run_job
-
     if seeds is None:
-        run_job(job, resume=resume, summary_path=summary_path, origin=origin)
+        _run_with_controls(job, resume=resume, summary_path=summary_path, origin=origin)
         return EXIT_DONE
     summaries = []
     for seed in seeds:
         extra = [f"train.seed={seed}", f"name={job.name}-seed-{seed}"]
         one = load_job(job_path, [*overrides, *extra])
-        summaries.append(run_job(one, resume=resume, origin=origin))
+        summaries.append(_run_with_controls(one, resume=resume, summary_path=None, origin=origin))
     result = over_seeds(summaries)
     print(seeds_line(result))
     if summary_path is not None:
         write_json(summary_path, result)
     return EXIT_DONE
+
+
+def _run_with_controls(job: Job, *, resume: str, summary_path: Path | None, origin: Path) -> dict[str, Any]:
+    """The run of a job, then those of its controls; returns the summary of the first with all results."""
+    from orchestrator.launch.controls import run_controls, wanted_controls
+    from orchestrator.launch.driver import run_job
+
+    wanted_controls(job)  # refuses what cannot be made before anything starts
+    summary = run_job(job, resume=resume, summary_path=summary_path, origin=origin)
+    again = "auto" if resume == "must" else resume
+    summary = run_controls(job, summary, lambda one: run_job(one, resume=again, origin=origin), print)
+    if summary_path is not None:
+        write_json(summary_path, summary)
+    return summary
 
 
 def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.logged_model import Logged, log_model
-from orchestrator.run.planning import plan_for, resolved, shapes_of
+from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_of
 from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.plots import accuracy_plot
@@ -125,6 +125,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     job, folder = drive.job, drive.folder
     # Refuses a damaged or missing checkpoint before anything starts.
     source, _ = _starting_point(drive, prepare.next_attempt(folder, drive.resume))
+    backbone = backbone_line(job) if source is None else None
     prepare_embedded(drive.values["data"], Path(job.runs))
     datasets = open_datasets(drive.values)
     shapes = shapes_of(job, len(datasets.classes))
@@ -134,6 +135,8 @@ def _drive(drive: Drive) -> dict[str, Any]:
     write_json(folder.classes, datasets.classes)
     names = [shape.name for shape in shapes]
     drive.say(plan_table(plan.to_json(), names, job_name=job.name))
+    if backbone:
+        drive.say(backbone)
     folder.append_event({"event": "plan", **plan.to_json(), "layer_names": names})
     failures: list[Failure] = []
     use_ray = job.cluster.launcher == "ray" and drive.launch is None

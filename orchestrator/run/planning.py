@@ -28,6 +28,19 @@ def resolved(job: Job) -> Job:
     return resolve(job)
 
 
+def backbone_line(job: Job) -> str | None:
+    """Get the weights of a resolved job's backbone and say what they are; None when it has none.
+
+    Raises CheckpointError for a file that does not fit, OrchestratorError when the hub cannot be reached.
+    """
+    model = backbone_model(job)
+    if model is None:
+        return None
+    from orchestrator.transfer.backbone import check_weights
+
+    return f"Backbone {check_weights(model.backbone, model.pretrained, job.data.image_size)}"
+
+
 def shapes_of(job: Job, classes: int) -> tuple[LayerShape, ...]:
     """The layers of a resolved job. Raises JobError when the architecture does not fit the images."""
     model = backbone_model(job)

@@ -86,6 +86,9 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
     parts.append(html.plot_card("Accuracy of each layer over epochs", accuracy, _numbered(run.names)))
     parts.append(html.plot_card("Training loss of each layer", _losses(run), _numbered(run.names)))
     layers = [(f"{x['index']} {x['name']}", x["val_top1"]) for x in s.get("layers", [])]
+    if s.get("vote_weights"):
+        rows = [(name, f"{weight:.3f}") for (name, _), weight in zip(layers, s["vote_weights"], strict=True)]
+        parts.append(html.card("Fitted weight of each layer's vote", html.table(("layer", "weight"), rows)))
     if layers and layers[0][1] is not None:
         parts.append(html.plot_card("Accuracy of each layer at the end", plots.bar_plot(layers), []))
     parts.append(html.plot_card("Images per second", _per_epoch(run, lambda e: {"all": e["images_per_second"]}), []))

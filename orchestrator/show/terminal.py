@@ -85,10 +85,12 @@ def percent(fraction: float | None) -> str:
 def result_table(summary: dict[str, Any], run_dir: Path, tracking_uri: str) -> str:
     """Accuracy of every layer, the numbers of the whole, and where to look next."""
     table = Table(box=None, pad_edge=False)
-    for column in ("layer", "name", "stage", "val top-1"):
+    votes = [f"{weight:.3f}" for weight in summary.get("vote_weights", [])]
+    for column in ("layer", "name", "stage", "val top-1", *(["vote"] if votes else [])):
         table.add_column(column, justify="left" if column == "name" else "right")
     for layer in summary["layers"]:
-        table.add_row(str(layer["index"]), layer["name"], str(layer["stage"]), percent(layer["val_top1"]))
+        row = (str(layer["index"]), layer["name"], str(layer["stage"]), percent(layer["val_top1"]))
+        table.add_row(*row, *votes[layer["index"] : layer["index"] + 1])
     lines = [f"Result of {summary['name']}", as_text(table)]
     lines.append(
         f"val top-1 {percent(summary['val_top1'])}, top-5 {percent(summary['val_top5'])}; "
@@ -106,6 +108,17 @@ def result_table(summary: dict[str, Any], run_dir: Path, tracking_uri: str) -> s
     else:
         lines.append(f"MLflow       {tracking_uri}")
     return "\n".join(lines)
+
+
+def controls_table(summary: dict[str, Any]) -> str:
+    """The run and its controls, a row each."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "val top-1", "test top-1", "training"):
+        table.add_column(column, justify="left" if not column else "right")
+    own = {**summary, "seconds": summary["wall_seconds"]}
+    for name, row in {summary["name"]: own, **summary["controls"]}.items():
+        table.add_row(name, percent(row["val_top1"]), percent(row["test_top1"]), duration(row["seconds"]))
+    return f"Controls of {summary['name']}\n{as_text(table)}"
 
 
 class Follower:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +91,17 @@ def build_trunk(backbone: str, pretrained: bool | str, image_size: int, seed: in
         model = _create(backbone, image_size, hub=pretrained is True)
     stages = _split(model, backbone, image_size)
     if isinstance(pretrained, str):
-        weights.load(pretrained, backbone, stages, functools.partial(_whole_names, backbone, image_size))
+        weights.load(pretrained, backbone, stages, functools.partial(_whole_names, backbone))
     return stages
+
+
+def check_weights(backbone: str, pretrained: bool | str, image_size: int) -> str:
+    """Get the weights once, before workers do; returns a line about them. Raises as `build_trunk` does."""
+    if isinstance(pretrained, str):
+        stages = _split(_create(backbone, image_size, hub=False), backbone, image_size)
+        return weights.load(pretrained, backbone, stages, functools.partial(_whole_names, backbone))
+    _create(backbone, image_size, hub=pretrained)
+    return f"{backbone}, from timm's hub" if pretrained else f"{backbone}, random"
 
 
 def _create(backbone: str, image_size: int | None, *, hub: bool) -> Any:
@@ -169,10 +179,8 @@ def _measure(name: str, stage: TrunkStage, x: Tensor) -> tuple[Tensor, StageShap
     return y, shape
 
 
-def _whole_names(backbone: str, image_size: int) -> tuple[set[str], Any]:
+def _whole_names(backbone: str) -> tuple[set[str], Any]:
     """Names of all tensors of the complete model, classifier included, and timm's own repair of older files."""
-    import sys
-
     with torch.device("meta"):
         model = timm.create_model(backbone)
     repair = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)

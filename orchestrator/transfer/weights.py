@@ -57,8 +57,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def load(path: str, backbone: str, stages: Sequence[TrunkStage], whole: Whole) -> None:
-    """Put the tensors of a file into the stages of a trunk.
+def load(path: str, backbone: str, stages: Sequence[TrunkStage], whole: Whole) -> str:
+    """Put the tensors of a file into the stages of a trunk; returns a line about what was done.
 
     Tensors of the complete model that the trunk has no use for (its classifier) may be there or not. Raises
     CheckpointError with every key that is missing, unknown, or of another shape.
@@ -86,6 +86,9 @@ def load(path: str, backbone: str, stages: Sequence[TrunkStage], whole: Whole) -
         for key, tensor in wanted.items():
             if key in given:
                 tensor.copy_(given[key])
+    unused = [k for k in given if k not in wanted]
+    rest = f"; left out: {_some(unused)}" if unused else ""
+    return f"{path}: {len(given) - len(unused)} tensors of {backbone}{rest}"
 
 
 def _misfits(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
