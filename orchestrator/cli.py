@@ -104,10 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--format",
         required=True,
-        choices=("torch-export", "onnx", "safetensors"),
-        help="what to write; images (N, H, W, C) uint8 in, scores (N, classes) out",
+        choices=("torch-export", "onnx", "safetensors", "timm"),
+        help="images (N, H, W, C) uint8 in, scores (N, classes) out; timm: the trunk of a transfer run alone",
     )
-    export.add_argument("--out", metavar="FILE", type=Path, help="default: RUN/network.pt2, .onnx or .safetensors")
+    export.add_argument("--out", metavar="FILE", type=Path, help="default: RUN/network.pt2, .onnx, .safetensors")
     export.add_argument("--force", action="store_true", help="replace the file if it is there already")
 
     report = commands.add_parser("report", help="one self-contained HTML page for one run or several")
@@ -249,7 +249,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
     _silence()
     done = export_run(arguments.run, arguments.format, arguments.out, replace=arguments.force)
-    print(f"Written: {done.path} (scores differ from the run's network by at most {done.difference:.1g})")
+    note = (
+        "" if done.difference is None else f" (scores differ from the run's network by at most {done.difference:.1g})"
+    )
+    print(f"Written: {done.path}{note}")
     return EXIT_DONE
 
 

@@ -1,14 +1,15 @@
-"""A run's network as one file for other programs: torch.export, ONNX or safetensors.
+"""A run's network as one file for other programs: torch.export, ONNX or safetensors; its trunk alone for timm.
 
-All three take uint8 images (N, H, W, C) and give the scores (N, classes) of `classifier.Classifier`, with the
-normalisation inside, for any N. Every file is read back and compared with the network before it gets its name.
+The first three take uint8 images (N, H, W, C) and give the scores (N, classes) of `classifier.Classifier`, with the
+normalisation inside, for any N. Each is read back and compared with the network before it gets its name.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,34 +36,35 @@ _TRACED, _COMPARED = 2, 3
 
 @dataclass(frozen=True)
 class Exported:
-    """The finished file and how far its scores are from those of the run's network at most."""
+    """The finished file and how far its scores are from those of the run's network at most; None without scores."""
 
     path: Path
-    difference: float
+    difference: float | None
 
 
 def export_run(run: Path, form: str, out: Path | None = None, *, replace: bool = False) -> Exported:
-    """Write the network of `run` as `form`, one of FORMATS, to `out` (default: RUN/network with the form's suffix).
+    """Write the network of `run` as `form`, one of FORMATS, to `out` (default: in RUN, under the form's own name).
 
-    Raises JobError when a package is missing or `out` cannot be written, CheckpointError without a checkpoint.
+    Raises JobError when a package or a trunk is missing or `out` cannot be written, CheckpointError without a
+    checkpoint.
     """
-    suffix, write, read, packages = FORMATS[form]
-    missing = [name for name in packages if find_spec(name) is None]
+    chosen = FORMATS[form]
+    missing = [name for name in chosen.packages if find_spec(name) is None]
     if missing:
         raise JobError(
             f"--format {form}: needs {' and '.join(missing)}, got no such package here; "
             "install what is missing with: pip install 'hff-orchestrator[onnx]'"
         )
     trained = trained_run(run)
-    path = run / f"network{suffix}" if out is None else out
+    path = run / chosen.name if out is None else out
     if path.is_dir() or not path.parent.is_dir():
         raise JobError(f"--out: must be a file in a folder that is there, got {path}")
     if path.exists() and not replace:
         raise JobError(f"{path}: is there already; give --force to replace it, or --out FILE for another place")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{Path(chosen.name).suffix}")
     try:
-        write(trained, temporary)
-        difference = _compare(trained, read(temporary))
+        chosen.write(trained, temporary)
+        difference = None if chosen.read is None else _compare(trained, chosen.read(temporary))
         _settle(temporary, path)
     except OSError as error:
         raise JobError(f"--out: must be a place that can be written, got {path}: {error}") from error
@@ -90,10 +92,17 @@ def load_safetensors(path: Path) -> tuple[Classifier, dict[str, Any]]:
 
 def _write_safetensors(trained: TrainedRun, path: Path) -> None:
     tensors = {name: t.contiguous() for name, t in trained.classifier().network.state_dict().items()}
+    with _usual_mode(path):
+        save_file(tensors, path, metadata={"format": "pt", _DESCRIPTION: json.dumps(trained.description)})
+
+
+@contextmanager
+def _usual_mode(path: Path) -> Iterator[None]:
+    """safetensors makes files that nobody else can read; a file made in this block is like any other."""
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, metadata={"format": "pt", _DESCRIPTION: json.dumps(trained.description)})
-    path.chmod(mode)  # safetensors makes files that nobody else can read
+    yield
+    path.chmod(mode)
 
 
 def _read_safetensors(path: Path) -> Scores:
@@ -143,11 +152,33 @@ def _read_onnx(path: Path) -> Scores:
     return scores
 
 
-# Suffix, writer, reader and packages of each form.
-FORMATS: dict[str, tuple[str, Callable[[TrainedRun, Path], None], Callable[[Path], Scores], tuple[str, ...]]] = {
-    "torch-export": (".pt2", _write_torch, _read_torch, ()),
-    "onnx": (".onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
-    "safetensors": (".safetensors", _write_safetensors, _read_safetensors, ()),
+def _write_trunk(trained: TrainedRun, path: Path) -> None:
+    from orchestrator.transfer.weights import save_trunk
+
+    if "backbone" not in trained.job["model"]:
+        raise JobError(
+            f"--format timm: needs a run of kind transfer, got kind {trained.job['kind']}, which has no trunk"
+        )
+    about = {"backbone": trained.job["model"]["backbone"], "run": trained.name, "classes": trained.classes}
+    with _usual_mode(path):
+        save_trunk(trained.layers(), path, about)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of file: its usual name, who writes it, who reads it back for the comparison, what both need."""
+
+    name: str
+    write: Callable[[TrainedRun, Path], None]
+    read: Callable[[Path], Scores] | None = None
+    packages: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "torch-export": Form("network.pt2", _write_torch, _read_torch),
+    "onnx": Form("network.onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "safetensors": Form("network.safetensors", _write_safetensors, _read_safetensors),
+    "timm": Form("trunk.safetensors", _write_trunk),
 }
 
 

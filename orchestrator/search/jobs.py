@@ -38,10 +38,10 @@ def trials_folder(search: SearchJob) -> Path:
 
 
 def trial_job(search: SearchJob, trials: Sequence[Trial], trial: Trial, tracking_uri: str) -> dict[str, Any]:
-    """The plain values of the job of a trial; all trials share the search's tracking."""
+    """The plain values of the job of a trial; all trials share the search's tracking, none is registered as a model."""
     job = _with_trial(search, trials, trial)
     job |= {"name": trial.name, "runs": str(trials_folder(search))}
-    job["tracking"] = {**search.tracking.model_dump(mode="json"), "uri": tracking_uri}
+    job["tracking"] = {**search.tracking.model_dump(mode="json"), "uri": tracking_uri, "registered_model": None}
     if job["train"]["init_from"] is not None:
         # Named beside the search, seen from the folder of its trials.
         job["train"]["init_from"] = f"../../{job['train']['init_from']}"

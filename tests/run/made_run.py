@@ -31,6 +31,15 @@ objective: {{name: hff, prototypes_per_class: 3, sharpness: 7}}
 train: {{epochs: 1, global_batch_size: 10, lr: 1e-3, precision: {precision}}}
 tracking: {{uri: 'sqlite:///{runs}/mlflow.db'}}
 """
+TRANSFER = """\
+kind: transfer
+name: made
+runs: {runs}
+data: {{train: nowhere, image_size: 67, mean: [0.4, 0.5, 0.6], std: [0.2, 0.25, 0.3]}}
+model: {{backbone: test_resnet, pretrained: false, freeze: all, heads_at: [0, 1, 2, 3], head_grid: 2, vote: equal}}
+objective: {{name: hff, prototypes_per_class: 2}}
+train: {{epochs: 1, global_batch_size: 10, lr: 1e-3, precision: {precision}}}
+"""
 CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
 
@@ -66,11 +75,15 @@ def made_run(
 
 
 def _scramble(layers: list[LocalLayer]) -> None:
+    """Statistics and norms that are neither those of a new layer nor such that every ReLU is dead."""
     generator = torch.Generator().manual_seed(5)
     for layer in layers:
         for name, tensor in layer.state_dict().items():
-            if name.endswith(("running_mean", "running_var", "body.1.weight", "body.1.bias")):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            noise = torch.rand(tensor.shape, generator=generator)
+            if name.endswith(("running_mean", "body.1.bias")):
+                tensor.copy_(noise * 0.2 - 0.1)
+            if name.endswith(("running_var", "body.1.weight")):
+                tensor.copy_(noise + 0.5)
 
 
 def _teach(
@@ -106,14 +119,44 @@ def reference_layer_scores(run: Path, images_NHWC: NDArray[np.uint8]) -> list[ND
             x = F.max_pool2d(x, 2)
         feature = F.adaptive_avg_pool2d(x, min(model["head_grid"], x.shape[2])).flatten(1)
         unit = feature / feature.norm(dim=1, keepdim=True)
-        proto_KMD = t["head.prototypes"] / t["head.prototypes"].norm(dim=2, keepdim=True)
-        cos = torch.einsum("nd,kmd->nkm", unit, proto_KMD)
-        soft = torch.log(torch.exp(objective["sharpness"] * cos).mean(dim=2)) / objective["sharpness"]
-        low, high = objective["scale_min"], objective["scale_max"]
-        scale = low + (high - low) / (1 + torch.exp(-t["head.raw_scale"]))
-        logit = scale * soft
-        scores.append((logit - torch.log(torch.exp(logit).sum(dim=1, keepdim=True))).numpy())
+        scores.append(_head_score(unit, t, objective))
     return scores
+
+
+def _head_score(unit_ND: torch.Tensor, t: dict[str, Any], objective: dict[str, Any]) -> NDArray[np.float64]:
+    """Log-probabilities (N, K) of a prototype head with the tensors `t`."""
+    proto_KMD = t["head.prototypes"] / t["head.prototypes"].norm(dim=2, keepdim=True)
+    cos = torch.einsum("nd,kmd->nkm", unit_ND, proto_KMD)
+    soft = torch.log(torch.exp(objective["sharpness"] * cos).mean(dim=2)) / objective["sharpness"]
+    low, high = objective["scale_min"], objective["scale_max"]
+    logit = soft * (low + (high - low) / (1 + torch.exp(-t["head.raw_scale"])))
+    found: NDArray[np.float64] = (logit - torch.log(torch.exp(logit).sum(dim=1, keepdim=True))).numpy()
+    return found
+
+
+def reference_transfer_scores(run: Path, trunk: Path, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Equal votes (N, K) of heads on all stages of a timm model whose weights are in the file `trunk`.
+
+    timm itself computes the stages' maps, in float64.
+    """
+    import timm
+
+    job = job_to_dict(load_job(run / "job.yaml"))
+    (weights,) = (run / "checkpoints").iterdir()
+    model = timm.create_model(job["model"]["backbone"], features_only=True, out_indices=(1, 2, 3, 4)).double().eval()
+    found = {k: torch.from_numpy(v) for k, v in load_file(trunk).items()}
+    assert model.load_state_dict(found, strict=False).missing_keys == []
+    shape = (1, 1, 1, -1)
+    x_NHWC = (images_NHWC / 255 - np.reshape(job["data"]["mean"], shape)) / np.reshape(job["data"]["std"], shape)
+    with torch.no_grad():
+        maps = model(torch.from_numpy(x_NHWC.transpose(0, 3, 1, 2).copy()))
+    scores = []
+    for index, y in enumerate(maps):
+        feature = F.adaptive_avg_pool2d(y, min(job["model"]["head_grid"], y.shape[2])).flatten(1)
+        t = {k: torch.from_numpy(v).double() for k, v in load_file(weights / f"layer_{index:02d}.safetensors").items()}
+        scores.append(_head_score(feature / feature.norm(dim=1, keepdim=True), t, job["objective"]))
+    total: NDArray[np.float64] = np.mean(scores, axis=0)
+    return total
 
 
 def reference_scores(run: Path, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float64]:

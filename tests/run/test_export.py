@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from orchestrator.errors import CheckpointError, DataError, JobError
 from orchestrator.run import export
 from orchestrator.run.export import export_run, load_safetensors
 from orchestrator.run.trained import trained_run
-from tests.run.made_run import CLASSES, made_run, noise, reference_scores
+from tests.run.made_run import CLASSES, TRANSFER, made_run, noise, reference_scores, reference_transfer_scores
 
 
 def scores_of_torch(path: Path) -> tuple[Callable[[Any], Any], dict[str, Any]]:
@@ -31,7 +32,7 @@ def scores_of_onnx(path: Path) -> tuple[Callable[[Any], Any], dict[str, Any]]:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (source,), (target,) = session.get_inputs(), session.get_outputs()
-    assert (source.type, source.shape[1:]) == ("tensor(uint8)", [13, 13, 3])
+    assert (source.type, source.shape[1]) == ("tensor(uint8)", source.shape[2])
     description = json.loads(session.get_modelmeta().custom_metadata_map["model.json"])
     return lambda images: session.run([target.name], {source.name: images})[0], description
 
@@ -57,6 +58,33 @@ def test_an_exported_network_scores_any_number_of_images_like_the_files_of_the_r
         np.testing.assert_allclose(found, reference_scores(run, images), atol=1e-4, rtol=0)
     assert description["classes"] == CLASSES
     assert description["data"]["mean"] == [0.4, 0.5, 0.6]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "safetensors",
+        pytest.param("torch-export", marks=pytest.mark.slow),
+        pytest.param("onnx", marks=pytest.mark.slow),
+    ],
+)
+def test_a_transfer_network_scores_like_timm_on_the_trunk_that_is_exported_for_it(form: str, tmp_path: Path) -> None:
+    run = made_run(tmp_path, text=TRANSFER)
+    trunk = export_run(run, "timm")
+    assert trunk.path == run / "trunk.safetensors"
+    scores, description = READERS[form](export_run(run, form).path)
+    images = noise(5, size=67)
+    expected = reference_transfer_scores(run, trunk.path, images)
+    assert expected.std(axis=0).min() > 1e-3, "scores that do not depend on the image prove nothing"
+    np.testing.assert_allclose(scores(images), expected, atol=1e-4, rtol=0)
+    assert description["model"]["backbone"] == "test_resnet"
+
+
+def test_a_run_without_a_trunk_has_none_to_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(made_run(tmp_path)), "--format", "timm"]) == 2
+    assert capsys.readouterr().err == (
+        "--format timm: needs a run of kind transfer, got kind train, which has no trunk\n"
+    )
 
 
 def test_a_float64_network_keeps_its_precision_in_safetensors(tmp_path: Path) -> None:
@@ -104,10 +132,11 @@ def test_an_export_that_scores_otherwise_is_never_given_its_name(
 ) -> None:
     """A faulty exporter is an outside that cannot be had otherwise: its file reads back with other scores."""
     run = made_run(tmp_path)
-    suffix, write, read, packages = export.FORMATS["safetensors"]
-    monkeypatch.setitem(
-        export.FORMATS, "safetensors", (suffix, write, lambda p: lambda x: read(p)(x) + np.float32(1e-2), packages)
-    )
+    form = export.FORMATS["safetensors"]
+    assert form.read is not None
+    read = form.read
+    faulty = replace(form, read=lambda path: lambda images: read(path)(images) + np.float32(1e-2))
+    monkeypatch.setitem(export.FORMATS, "safetensors", faulty)
     with pytest.raises(Exception, match=r"gives other scores than the run's \(by up to 0.01\); nothing was written"):
         export_run(run, "safetensors")
     assert {p.name for p in run.iterdir()} == {"job.yaml", "classes.json", "checkpoints"}
