@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
 
@@ -18,6 +19,7 @@ examples:
   orchestrator check jobs/imagenet.yaml                   every mistake in a job file, offline
   orchestrator plan jobs/imagenet.yaml --workers 2,4,8    who would own which layers
   orchestrator data pack my-images/ data/my-images        image folder -> WebDataset shards and index
+  orchestrator run jobs/search-digits.yaml                many trials, the best one as a job file; again: go on
   orchestrator report runs/quickstart                     one HTML page
   orchestrator predict runs/mine cat.jpg                  the likeliest classes and every layer's vote
   orchestrator export runs/mine --format onnx             the network for other programs
@@ -53,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         help="change one value of the job; may be given several times",
     )
 
-    run = commands.add_parser("run", parents=[job], help="train; resumes an unfinished run of this name")
+    run = commands.add_parser(
+        "run", parents=[job], help="train, transfer or search; resumes an unfinished run of this name"
+    )
     run.add_argument("--seeds", metavar="S,S,..", help="one run per seed, named NAME-seed-S, with mean and deviation")
     run.add_argument("--summary", metavar="FILE", type=Path, help="also write summary.json here")
     run.add_argument(
@@ -174,12 +178,25 @@ def _check(arguments: argparse.Namespace) -> int:
     from orchestrator.job.load import load_any
 
     job = load_any(arguments.job, arguments.overrides, tell=print)
+    trials = _trials_line(job) if job.kind == "search" else ""
     print(f"{arguments.job}: ok: {job.kind} {job.name}, runs in {job.runs}/{job.name}")
+    if trials:
+        print(trials)
     return EXIT_DONE
 
 
+def _trials_line(search: Any) -> str:
+    """How many trials a search has and how many of them run at a time. Raises JobError where none fits."""
+    from orchestrator.search import fit
+
+    at_once = fit.check_offline(search)
+    each = " of each layer" if search.strategy == "layerwise" else ""
+    where = "" if at_once is None else f", {at_once} at a time on this machine"
+    return f"{search.trials_each} trials{each}{where}; a trial needs {fit.need_of(search.base['cluster']).sum}"
+
+
 def _plan(arguments: argparse.Namespace) -> int:
-    from orchestrator.job.load import load_job
+    from orchestrator.job.load import SearchJob, job_from_values, load_any
     from orchestrator.run.planning import plan_job
     from orchestrator.show.terminal import plan_table
 
@@ -188,10 +205,16 @@ def _plan(arguments: argparse.Namespace) -> int:
     for count in workers:
         overrides = list(arguments.overrides)
         if count is not None:
-            overrides += [f"cluster.workers={count}"]
-            if not any(o.startswith("cluster.stages=") for o in overrides):
-                overrides += ["cluster.stages=auto"]
-        job = load_job(arguments.job, overrides)
+            within = "base." if load_any(arguments.job, overrides).kind == "search" else ""
+            overrides += [f"{within}cluster.workers={count}"]
+            if not any(o.startswith(f"{within}cluster.stages=") for o in overrides):
+                overrides += [f"{within}cluster.stages=auto"]
+        job = load_any(arguments.job, overrides)
+        if isinstance(job, SearchJob):
+            # What each of its trials looks like.
+            if str(arguments.json) != "-":
+                print(_trials_line(job))
+            job = job_from_values({**job.base, "name": job.name})
         plan, names = plan_job(job)
         plans.append(plan.to_json())
         if str(arguments.json) != "-":

@@ -23,7 +23,7 @@ from orchestrator.launch.signals import StopSignal
 from orchestrator.run import prepare, tracking
 from orchestrator.run.datasets import open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
-from orchestrator.search import fit, jobs, layerwise, record, tpe
+from orchestrator.search import fit, jobs, layerwise, record
 from orchestrator.search.record import Trial
 from orchestrator.show.report import write_report
 from orchestrator.show.search_terminal import search_table, values_text
@@ -68,20 +68,6 @@ def run_search(
     if summary_path is not None:
         write_json(summary_path, summary)
     return summary
-
-
-def check_offline(search: SearchJob) -> int | None:
-    """How many trials this machine runs at a time; None where RAY_ADDRESS names a cluster that only a run can ask.
-
-    Raises JobError when a trial is larger than this machine, or more are asked for at a time than fit.
-    """
-    if search.sampler == "tpe":
-        tpe.require()
-    if os.environ.get("RAY_ADDRESS"):
-        return None
-    need = fit.need_of(search.base["cluster"])
-    # How many GPUs there are is torch's to say, which a check does without.
-    return fit.concurrency(need, os.cpu_count() or 1, float("inf"), search.concurrency, "this machine")
 
 
 def _finished(drive: Drive, resume: str) -> dict[str, Any] | None:
@@ -152,7 +138,7 @@ def _total(search: SearchJob) -> int:
 
 def _drive(drive: Drive) -> dict[str, Any]:
     search, folder = drive.search, drive.folder
-    check_offline(search)
+    fit.check_offline(search)
     trials = jobs.trials_folder(search)
     prepare_embedded(search.base["data"], trials)
     open_datasets(search.base | {"runs": str(trials)})

@@ -1,12 +1,15 @@
-"""How many trials a cluster holds at a time: sums over what one trial needs, its driver included. Pure."""
+"""How many trials a cluster holds at a time: sums over what one trial needs, its driver included."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import JobError
+from orchestrator.job.search import SearchJob
+from orchestrator.search import tpe
 
 DRIVER_CPUS = 0.1
 
@@ -78,3 +81,18 @@ def concurrency(need: Need, cpus: float, gpus: float, asked: int | str, where: s
             + (f" and {gpus:g} GPU" if need.gpus else "")
         )
     return int(asked)
+
+
+def check_offline(search: SearchJob) -> int | None:
+    """How many trials this machine runs at a time; None where RAY_ADDRESS names a cluster that only a run can ask.
+
+    Raises JobError when a trial is larger than this machine, or more are asked for at a time than fit.
+    """
+    if search.sampler == "tpe":
+        tpe.require()
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    # How many GPUs there are is torch's to say, which a check does without.
+    return concurrency(
+        need_of(search.base["cluster"]), os.cpu_count() or 1, float("inf"), search.concurrency, "this machine"
+    )

@@ -5,6 +5,7 @@ The study is made anew from the record each time, so a search that goes on needs
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -19,13 +20,11 @@ STARTUP_TRIALS = 5
 
 def require() -> None:
     """Raises OrchestratorError when Optuna is not installed."""
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("optuna") is None:
         raise OrchestratorError(
             "sampler: tpe needs Optuna, which is not installed; "
             "install it (pip install 'hff-orchestrator[search]') or use sampler random"
-        ) from None
+        )
 
 
 def suggest(space: Space, trials: Sequence[Trial], *, seed: int, index: int, mode: str) -> Values:

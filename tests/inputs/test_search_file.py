@@ -13,7 +13,7 @@ import pytest
 from orchestrator.errors import EXIT_JOB, JobError
 from orchestrator.job.load import load_any
 from orchestrator.job.search import SearchJob
-from orchestrator.launch.search import check_offline
+from orchestrator.search.fit import check_offline
 
 GOOD = """\
 kind: search
@@ -57,7 +57,7 @@ ROWS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...], str]] = {
     "bounds the wrong way": (((LR, "  train.lr: {uniform: [2, 1]}\n"),), (), "PATH:13: space.train.lr: uniform must be [least, greatest], got [2.0, 1.0]"),
     "step larger than the domain": (((LR, "  train.lr: {quniform: [1, 2, 3]}\n"),), (), "PATH:13: space.train.lr: quniform must have a step of at most greatest - least, got [1.0, 2.0, 3.0]"),
     "choice that the base cannot be": (((LR, "  train.lr: {choice: [0.1, -1]}\n"),), (), "PATH:13: space.train.lr: -1 makes no valid job: base: train.lr: must be > 0, got -1"),
-    "bound that the base cannot have": (((MARGIN, "  objective.margin: {uniform: [0, 3]}\n"),), (), "PATH:13: space.objective.margin: 3.0 makes no valid job: base: objective.margin: must be >= 0 and <= 2, got 3.0"),
+    "bound that the base cannot have": (((MARGIN, "  objective.margin: {uniform: [0, 3]}\n"),), (), "PATH:14: space.objective.margin: 3.0 makes no valid job: base: objective.margin: must be >= 0 and <= 2, got 3.0"),
     "grid without the sampler": (((LR, "  train.lr: {grid: [0.1, 0.2]}\n"),), (), "PATH:13: space.train.lr: must be choice with sampler random (grid goes with sampler grid), got grid"),
     "interval in a grid": (((MARGIN, ""), ("space:", "sampler: grid\nspace:")), (), "PATH:14: space.train.lr: must be grid or choice with sampler grid, got loguniform"),
     "samples of a grid": (((LR, "  train.lr: {grid: [0.1, 0.2]}\n"), (MARGIN, "")), ("sampler=grid", "samples=3"), "--set: samples: must be left out or 2, the combinations of the grid, got 3"),
