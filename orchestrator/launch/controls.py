@@ -1,4 +1,4 @@
-"""Controls of a transfer job: what else could have been done with the same backbone, on the same data, in one command."""
+"""Controls of a transfer job: what else could be done with the same backbone, on the same data, in one command."""
 
 from __future__ import annotations
 
