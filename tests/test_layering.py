@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +81,17 @@ def test_hff_knows_torch_alone_and_heavy_libraries_have_one_room(path: Path) -> 
             assert top not in ("orchestrator", "ray", "mlflow", "webdataset", "timm", "pydantic", "yaml", "PIL")
         if top in HEAVY:
             assert own in HEAVY[top] or (top == "rich" and own == "orchestrator.show"), f"{own} imports {name}"
+
+
+def test_a_worker_and_a_driver_import_nothing_heavy_that_their_job_may_not_need() -> None:
+    """Each of these takes a worker seconds and some 100 MB; a run that needs one imports it where it is used."""
+    code = (
+        "import sys, orchestrator.launch.driver; "
+        "heavy = 'mlflow pandas sklearn scipy timm torchvision ray optuna onnx sqlalchemy sympy triton torch._dynamo'; "
+        "sys.exit(', '.join(sorted(set(heavy.split()) & set(sys.modules))) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_modules_do_not_import_one_another_in_circles() -> None:

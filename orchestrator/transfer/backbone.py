@@ -8,10 +8,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hff.randomness import derive_seed, seeded
 from hff.shapes import Shape
@@ -106,6 +104,8 @@ def check_weights(backbone: str, pretrained: bool | str, image_size: int) -> str
 
 def _create(backbone: str, image_size: int | None, *, hub: bool) -> Any:
     """A timm model without its classifier. Raises JobError for a name or a size that timm refuses."""
+    import timm  # takes 10 s; workers of a run without a backbone read this module too
+
     options: dict[str, Any] = {"num_classes": 0, "pretrained": hub}
     try:
         if image_size is not None and timm.get_pretrained_cfg_value(backbone, "fixed_input_size"):
@@ -155,6 +155,8 @@ def _observed(twin: Any, backbone: str, image_size: int) -> tuple[list[str], set
 
 def _measure(name: str, stage: TrunkStage, x: Tensor) -> tuple[Tensor, StageShape]:
     """Run a stage on the meta device and note what it is."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     activations = 0
 
     def note(module: nn.Module, args: Any, result: Any) -> None:
@@ -181,6 +183,8 @@ def _measure(name: str, stage: TrunkStage, x: Tensor) -> tuple[Tensor, StageShap
 
 def _whole_names(backbone: str) -> tuple[set[str], Any]:
     """Names of all tensors of the complete model, classifier included, and timm's own repair of older files."""
+    import timm
+
     with torch.device("meta"):
         model = timm.create_model(backbone)
     repair = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)

@@ -80,6 +80,7 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_then_told_in_one_message(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_on_ray_stopped_by_sigterm_in_mid_epoch_exits_75_and_goes_on_to_the_same_weights(
     tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
 ) -> None:
