@@ -17,7 +17,7 @@ def stage() -> Stage:
         optimizers=[make_optimizer(layer, "adamw", lr=1e-2) for layer in layers],
         receiver=None,
         sender=None,
-        learning_rate=lambda step: 1e-2,
+        learning_rate=lambda step, layer: 1e-2,
         trained=lambda step: None,
         output_shape=(6, 8, 8),
         device=torch.device("cpu"),
