@@ -80,7 +80,7 @@ def test_a_sequential_run_trains_one_layer_after_the_other_also_as_a_pipeline(tr
     assert all(layer["val_top1"] > 0.5 for layer in summary_of(piped)["layers"])
 
 
-# Two epochs of 674 steps: a stop just at an epoch's end would prove nothing.
+# Two epochs of 673 steps: a stop just at an epoch's end would prove nothing.
 LONG = ("train.epochs=2", "train.global_batch_size=2", "train.lr=1e-3", "cluster.workers=2", "cluster.stages=2")
 
 
@@ -104,12 +104,12 @@ def test_a_run_stopped_twice_in_mid_epoch_exits_75_and_goes_on_to_the_same_weigh
         assert len(descendants.seen) >= 3, "the driver and two workers"
         assert descendants.left() == []
         step = json.loads((run / "progress.json").read_text())["step"]
-        assert step % 674 != 0, "stopped at an epoch's end: the test proves nothing"
+        assert step % 673 != 0, "stopped at an epoch's end: the test proves nothing"
     assert trained("stopped", *LONG) == run
     assert_same_bits(run, whole)
     resumed = summary_of(run)
     (first, stopped), (went_on, stopped_again), (went_on_again, last) = resumed["attempt_steps"]
-    assert 0 == first < stopped == went_on < stopped_again == went_on_again == step < last == 2 * 674
+    assert 0 == first < stopped == went_on < stopped_again == went_on_again == step < last == 2 * 673
     assert resumed["samples_seen"] == summary_of(whole)["samples_seen"]
     assert resumed["attempts"] == 3
     assert resumed["run_id"] is not None
