@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -140,18 +139,3 @@ def trunk_state_dict(layers: Iterable[LocalLayer]) -> dict[str, Tensor]:
 def save_trunk(layers: Iterable[LocalLayer], path: Path, about: Mapping[str, Any]) -> None:
     """Write `trunk_state_dict` as safetensors with `about` (backbone, run, classes) in its metadata."""
     save_file(trunk_state_dict(layers), path, metadata={k: json.dumps(v) for k, v in about.items()})
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """The metadata that `save_trunk` wrote."""
-    with safe_open(path, framework="pt") as file:
-        return {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-
-
-def trunk_sha256(parts: Iterable[torch.nn.Module]) -> str:
-    """Hash of all tensors of a trunk, names and shapes included: changes with every bit of its weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(trunk_tensors(parts).items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
