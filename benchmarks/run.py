@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, shown
 
-NAMES = ("local_step", "pipeline", "tax")
+NAMES = ("local_step", "pipeline", "tax", "features")
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 

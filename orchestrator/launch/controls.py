@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from orchestrator.errors import JobError
 from orchestrator.job.load import job_from_values
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job, TransferJob
+from orchestrator.launch.features import features_of
 from orchestrator.run import tracking
+from orchestrator.run.datasets import open_datasets
 from orchestrator.run.folder import RunFolder, write_json
+from orchestrator.run.neighbours import neighbours_top1
+from orchestrator.run.planning import resolved
 from orchestrator.show.terminal import controls_table
 
 Values = dict[str, Any]
@@ -35,6 +42,13 @@ def prototype_last(values: Values) -> Values:
 def heads_vote(values: Values) -> Values:
     """HFF heads on every stage of the frozen trunk, with fitted votes."""
     return _frozen(values, heads_at="all", vote="fitted") | {"objective": _hff(values)}
+
+
+def last_stage(values: Values) -> Values:
+    """The frozen last stage alone, of images without augmentation: what nearest neighbours compare."""
+    data = values["data"] | {"augment": {}}
+    features = values["features"] | {"cache": True, "views": 1}
+    return _frozen(values, heads_at="last", vote="last") | {"data": data, "features": features}
 
 
 def full_backpropagation(values: Values) -> Values:
@@ -76,13 +90,30 @@ def _by_job(name: str, change: Callable[[Values], Values]) -> Control:
     return control
 
 
+def _nearest_neighbours(job: Job, run: RunJob) -> Values:
+    """The control without training; its features are kept for the other controls with a head there."""
+    began = time.monotonic()
+    plain = resolved(control_job(job, "knn", last_stage))
+    values = job_to_dict(plain)
+    datasets = open_datasets(values)
+    folders = features_of(plain, datasets, None, say=print, event=lambda _: None)
+    assert folders is not None, "a frozen trunk has features"
+    device = torch.device("cuda" if plain.cluster.use_gpu and torch.cuda.is_available() else "cpu")
+    accuracy = neighbours_top1(values, datasets, folders, device)
+    return {**accuracy, "seconds": time.monotonic() - began}
+
+
 _JOBS: dict[str, Callable[[Values], Values]] = {
     "linear-probe": linear_probe,
     "prototype-last": prototype_last,
     "heads-vote": heads_vote,
     "bp": full_backpropagation,
 }
-CONTROLS: dict[str, Control] = {name: _by_job(name, change) for name, change in _JOBS.items()}
+_CHANGES = {**_JOBS, "knn": last_stage}
+CONTROLS: dict[str, Control] = {
+    **{name: _by_job(name, change) for name, change in _JOBS.items()},
+    "knn": _nearest_neighbours,
+}
 
 
 def wanted_controls(job: Job) -> tuple[str, ...]:
@@ -91,8 +122,7 @@ def wanted_controls(job: Job) -> tuple[str, ...]:
     for name in wanted:
         if name not in CONTROLS:
             raise JobError(f"controls: must be some of {', '.join(CONTROLS)}, got {name!r}")
-        if name in _JOBS:
-            control_job(job, name, _JOBS[name])
+        control_job(job, name, _CHANGES[name])
     return wanted
 
 

@@ -19,6 +19,7 @@ import torch
 from orchestrator.data.feature_store import MadeShard
 from orchestrator.errors import OrchestratorError
 from orchestrator.launch.local import device_of, end_with, one_thread_each
+from orchestrator.launch.ray_train import RaySession
 from orchestrator.run.features import Extractor, Trunk, Wanted
 from orchestrator.run.worker import prepare_torch
 
@@ -169,17 +170,20 @@ class RayActors:
 
 @contextmanager
 def ray_actors(recruit: Recruit) -> Iterator[RayActors]:
-    """Actors with the resources of the job's workers; Ray must be connected."""
-    import ray
-
+    """Actors with the resources of the job's workers, on the Ray that is connected or one that is started for them."""
     cluster = recruit.job["cluster"]
-    made = ray.remote(num_cpus=cluster["cpus_per_worker"], num_gpus=int(cluster["use_gpu"]), max_restarts=0)(_Actor)
-    actors = [made.remote(recruit) for _ in range(cluster["workers"])]
-    try:
-        yield RayActors(actors)
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    with RaySession(cluster) as session:
+        session.check_resources()
+        import ray
+
+        options = {"num_cpus": cluster["cpus_per_worker"], "num_gpus": int(cluster["use_gpu"])}
+        made = ray.remote(max_restarts=0, **options)(_Actor)
+        actors = [made.remote(recruit) for _ in range(cluster["workers"])]
+        try:
+            yield RayActors(actors)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
 
 
 def crew_for(recruit: Recruit) -> Any:

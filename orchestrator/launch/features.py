@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,6 @@ from orchestrator.job.network import cached_features
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job
 from orchestrator.launch.crews import Recruit, crew_for
-from orchestrator.launch.ray_train import RaySession
 from orchestrator.launch.signals import StopSignal
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.features import Wanted, ask_to_stop, examine, wanted_sets
@@ -57,8 +56,8 @@ def features_of(
 ) -> FeatureFolders | None:
     """Where the features of a job's frozen backbone lie, made now where they are missing; None for other jobs.
 
-    `weights_from` is the checkpoint that the run starts from. Under launcher ray, Ray must be connected. Raises
-    JobError where features are missing and must not be made.
+    `weights_from` is the checkpoint that the run starts from. Raises JobError where features are missing and must
+    not be made.
     """
     if cached_features(job) is None:
         return None
@@ -87,10 +86,7 @@ def features_command(job_path: str, overrides: Sequence[str]) -> int:
     values = job_to_dict(job)
     prepare_embedded(values["data"], runs)
     datasets = open_datasets(values)
-    with RaySession(values["cluster"]) if job.cluster.launcher == "ray" else nullcontext() as ray:
-        if isinstance(ray, RaySession):
-            ray.check_resources()
-        features_of(job, datasets, None, say=print, event=lambda _: None)
+    features_of(job, datasets, None, say=print, event=lambda _: None)
     return EXIT_DONE
 
 

@@ -27,8 +27,8 @@ def nearest(
     where there are no more. Raises ValueError when nothing is known.
     """
     unit_QD = F.normalize(query_QD.float(), dim=1)
-    best_QK = torch.empty(len(unit_QD), 0)
-    class_QK = torch.empty(len(unit_QD), 0, dtype=torch.int64)
+    best_QK = unit_QD.new_empty(len(unit_QD), 0)
+    class_QK = unit_QD.new_empty(len(unit_QD), 0, dtype=torch.int64)
     for features, classes in known:
         unit_ND = F.normalize(features.float(), dim=1)
         found = [
@@ -66,5 +66,5 @@ def knn_votes(
     """Share of the votes that each class gets, (Q, C): every neighbour votes with exp(cosine / temperature)."""
     cos_QK, class_QK = nearest(known, query_QD, neighbours)
     weight_QK = torch.softmax(cos_QK / temperature, dim=1)
-    votes_QC = torch.zeros(len(cos_QK), num_classes)
+    votes_QC = cos_QK.new_zeros(len(cos_QK), num_classes)
     return votes_QC.scatter_add_(1, class_QK, weight_QK)
