@@ -254,7 +254,9 @@ def test_our_submit_ends_with_the_drivers_exit_code_and_sends_no_secrets(cluster
 
 @pytest.mark.slow
 def test_a_stop_of_a_job_that_we_submitted_saves_and_the_next_submission_goes_on(cluster: Cluster) -> None:
-    words = ["--set", "name=submitted", "--set", "train.epochs=300", "--set", "checkpoint.every_epochs=300"]
+    words = ["name=submitted", "train.epochs=2000", "checkpoint.every_epochs=2000", "cluster.launcher=process",
+             "cluster.workers=1", "cluster.stages=1"]  # fmt: skip
+    words = [word for value in words for word in ("--set", value)]
     out, code = _stopped_at(cluster, _submit(cluster, *words), "epoch   2/")
     assert code == 75, out
     run = Path(cluster.environment["HOME"]) / "orchestrator-runs" / "submitted"
