@@ -74,8 +74,9 @@ def _simultaneous(values: Values) -> Values:
 
 
 def control_job(job: Job, name: str, change: Callable[[Values], Values]) -> Job:
-    """The job of a control: the changed one, under a name of its own. Raises JobError."""
+    """The job of a control: the changed one, under a name of its own, not registered as a model. Raises JobError."""
     values = change(job_to_dict(job)) | {"name": f"{job.name}-control-{name}", "controls": []}
+    values["tracking"] = {**values["tracking"], "registered_model": None}
     return job_from_values(values, place=f"controls: {name}")
 
 
