@@ -178,7 +178,7 @@ FORMATS = {
     "torch-export": Form("network.pt2", _write_torch, _read_torch),
     "onnx": Form("network.onnx", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
     "safetensors": Form("network.safetensors", _write_safetensors, _read_safetensors),
-    "timm": Form("trunk.safetensors", _write_trunk),
+    "timm": Form("network.timm.safetensors", _write_trunk),
 }
 
 

@@ -71,7 +71,7 @@ def test_an_exported_network_scores_any_number_of_images_like_the_files_of_the_r
 def test_a_transfer_network_scores_like_timm_on_the_trunk_that_is_exported_for_it(form: str, tmp_path: Path) -> None:
     run = made_run(tmp_path, text=TRANSFER)
     trunk = export_run(run, "timm")
-    assert trunk.path == run / "trunk.safetensors"
+    assert trunk.path == run / "network.timm.safetensors"
     scores, description = READERS[form](export_run(run, form).path)
     images = noise(5, size=67)
     expected = reference_transfer_scores(run, trunk.path, images)
