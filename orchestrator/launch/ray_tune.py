@@ -7,13 +7,13 @@ import logging
 import os
 import threading
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.launch.trial import TrialRun, TrialTask
+from orchestrator.launch.trial import Board, TrialRun
 from orchestrator.search.fit import Need
 
 # Tune's own files, tables and signals: the search has its record, its terminal and its handler.
@@ -25,25 +25,6 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-
-
-class Board(Protocol):
-    """Who decides; every call comes from one thread."""
-
-    def next_task(self) -> TrialTask | None:
-        """The next trial to start; None while there is none to be started yet."""
-
-    def is_out(self) -> bool:
-        """Whether no trial will be started any more."""
-
-    def on_result(self, index: int, epoch: int, metric: float, last: bool) -> bool:
-        """Take an epoch's metric of a trial, `last` with that of its final weights; returns whether it ends here."""
-
-    def on_end(self, index: int, result: dict[str, Any]) -> None:
-        """Take the last result of a trial that ended by itself."""
-
-    def on_lost(self, index: int, message: str) -> None:
-        """Take note of a trial whose process is gone."""
 
 
 class _TrialActor(tune.Trainable):  # type: ignore[misc]

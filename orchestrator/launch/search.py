@@ -20,6 +20,7 @@ from orchestrator.job.show import show
 from orchestrator.launch.ray_train import RaySession
 from orchestrator.launch.search_board import Record, SearchBoard
 from orchestrator.launch.signals import StopSignal
+from orchestrator.launch.trial import Board
 from orchestrator.run import prepare, tracking
 from orchestrator.run.datasets import open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
@@ -27,6 +28,8 @@ from orchestrator.search import fit, jobs, layerwise, record
 from orchestrator.search.record import Trial
 from orchestrator.show.report import write_report
 from orchestrator.show.search_terminal import search_table, values_text
+
+Runner = Callable[[Board], None]
 
 # What may differ when a search goes on: where it runs, and how many trials it has when their values stay the same.
 _FREE = ("name", "runs", "concurrency", "tracking")
@@ -40,6 +43,7 @@ class Drive:
     folder: RunFolder
     say: Callable[[str], None]
     origin: Path
+    runner: Runner | None
 
     @property
     def uri(self) -> str:
@@ -57,12 +61,14 @@ def run_search(
     summary_path: Path | None = None,
     say: Callable[[str], None] = print,
     origin: Path | None = None,
+    runner: Runner | None = None,
 ) -> dict[str, Any]:
     """Run a search to its end and return its summary; one that was stopped or killed goes on.
 
     `resume` is auto, never or must. Raises the errors of orchestrator.errors; Interrupted when it was stopped.
+    `runner` runs the trials instead of Ray Tune.
     """
-    drive = Drive(search, RunFolder(Path(search.runs) / search.name), say, origin or Path.cwd())
+    drive = Drive(search, RunFolder(Path(search.runs) / search.name), say, origin or Path.cwd(), runner)
     with Lease(drive.folder):
         summary = _finished(drive, resume) or _drive(drive)
     if summary_path is not None:
@@ -150,9 +156,11 @@ def _drive(drive: Drive) -> dict[str, Any]:
     )
     board.stop_file.unlink(missing_ok=True)
     _track(drive, kept)
-    if board.left:
+    if board.left and drive.runner is not None:
+        _until_stopped(drive, board, drive.runner)
+    elif board.left:
         with RaySession(None):
-            _run(drive, board)
+            _until_stopped(drive, board, _under_ray(drive, board))
     return _conclude(drive, board)
 
 
@@ -177,8 +185,8 @@ def _track(drive: Drive, kept: Record) -> None:
     kept.save()
 
 
-def _run(drive: Drive, board: SearchBoard) -> None:
-    """Let Ray Tune run the trials that are left. Raises Interrupted when the search was stopped."""
+def _under_ray(drive: Drive, board: SearchBoard) -> Runner:
+    """Ray Tune as a runner, as many trials at a time as the cluster holds. Raises JobError when it holds none."""
     import ray
 
     from orchestrator.launch.ray_tune import run_trials
@@ -192,21 +200,31 @@ def _run(drive: Drive, board: SearchBoard) -> None:
         f"({where} has {there.get('CPU', 0.0):g} CPU, a trial needs {need.sum})"
     )
 
+    storage, total = drive.folder.path / "tune", board.left
+
+    def run(board: Board) -> None:
+        try:
+            run_trials(board, need=need, at_once=at_once, total=total, storage=storage)
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+
+    return run
+
+
+def _until_stopped(drive: Drive, board: SearchBoard, runner: Runner) -> None:
+    """Run the trials that are left. Raises Interrupted when the search was stopped."""
+
     def stop(reason: str) -> None:
         board.stop_file.touch()
         drive.say(f"{reason}: every trial saves at the end of its step and leaves (again: leave at once)")
 
-    storage = drive.folder.path / "tune"
-    try:
-        with StopSignal(stop):
-            run_trials(board, need=need, at_once=at_once, total=board.left, storage=storage)
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
+    with StopSignal(stop):
+        runner(board)
     if board.stop_file.exists():
         board.stop_file.unlink()
         tracking.finish_run(drive.uri, board.record.run_id, "KILLED", [])
         raise Interrupted(
-            f"{search.name} was stopped with {board.left} trials left; run the same command again to go on"
+            f"{drive.search.name} was stopped with {board.left} trials left; run the same command again to go on"
         )
 
 

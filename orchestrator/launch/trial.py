@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from orchestrator.errors import Interrupted, OrchestratorError
 from orchestrator.job.load import job_from_values
@@ -146,3 +146,41 @@ class TrialRun:
             except Exception as error:  # a trial that breaks must not break the search
                 print(traceback.format_exc(), file=out)
                 self._end = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
+
+
+class Board(Protocol):
+    """Who decides; every call comes from one thread."""
+
+    def next_task(self) -> TrialTask | None:
+        """The next trial to start; None while there is none to be started yet."""
+
+    def is_out(self) -> bool:
+        """Whether no trial will be started any more."""
+
+    def on_result(self, index: int, epoch: int, metric: float, last: bool) -> bool:
+        """Take an epoch's metric of a trial, `last` with that of its final weights; returns whether it ends here."""
+
+    def on_end(self, index: int, result: dict[str, Any]) -> None:
+        """Take the last result of a trial that ended by itself."""
+
+    def on_lost(self, index: int, message: str) -> None:
+        """Take note of a trial whose process is gone."""
+
+
+def run_trials_here(board: Board) -> None:
+    """Run the trials of a board in this process, one after the other: what Ray Tune does for many, without Ray."""
+    while not board.is_out():
+        task = board.next_task()
+        if task is None:
+            continue
+        run = TrialRun(task)
+        result = run.next_result()
+        while not result["done"]:
+            if board.on_result(task.index, result["epoch"], result["metric"], result["last"]):
+                run.stop()
+                break
+            result = run.next_result()
+        else:
+            board.on_end(task.index, result)
+            if result["status"] == "interrupted":
+                return

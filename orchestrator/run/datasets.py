@@ -119,7 +119,7 @@ def _check(datasets: Datasets, data: dict[str, Any]) -> None:
         return
     found = {
         "classes": len(datasets.classes),
-        "train_samples": len(datasets.train.subset),
+        "train_samples": datasets.train.index.num_samples,
         "val_samples": None if datasets.val is None else len(datasets.val.subset),
     }
     for key, number in found.items():

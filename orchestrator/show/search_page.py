@@ -41,7 +41,8 @@ def sections(path: Path) -> list[str]:
         parts.append(
             html.plot_card(f"Values and {search.metric}{of}, one line per trial", drawn, ["finished", "stopped"])
         )
-        shares = sorted(importance(search.domains, group).items(), key=lambda entry: -entry[1])
+        shares = [(path.rpartition(".")[2], share) for path, share in importance(search.domains, group).items()]
+        shares.sort(key=lambda entry: -entry[1])
         title = f"Share of each value in the spread of {search.metric}{of} (random forest)"
         parts.append(html.plot_card(title, plots.bar_plot(shares, label=title) if shares else "", []))
         curves = {f"{t.index}": [(float(e), v) for e, v in t.curve] for t in group if t.curve}
@@ -153,4 +154,9 @@ def _marks(x: float, domain: Mapping[str, Sequence[Any]]) -> list[str]:
     kind = kind_of(domain)
     if kind not in FINITE:
         return [_mark(x, 0.0, value_text(domain[kind][0])), _mark(x, 1.0, value_text(domain[kind][1]))]
-    return [_mark(x, position(domain, choice), value_text(choice)) for choice in domain[kind]]
+    places = [(position(domain, choice), value_text(choice)) for choice in domain[kind]]
+    return [_mark(x, p, text) if p in (0, 1) else _beside(x, p, text) for p, text in places]
+
+
+def _beside(x: float, place: float, text: str) -> str:
+    return f'<text x="{x + 5:.1f}" y="{_y(place) + 4:.1f}">{escape(text)}</text>'

@@ -31,6 +31,9 @@ EXPECTED = {
     "imagenet-bp",
     "mnist",
     "quickstart",
+    "search-cifar10",
+    "search-digits",
+    "search-layerwise",
 }
 
 every_job = pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
