@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 from tests.conftest import ROOT, Command, environment
 from tests.search.conftest import write_search
 
-pytestmark = [pytest.mark.ray]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def trials(folder: Path) -> list[dict[str, Any]]:
@@ -44,7 +43,7 @@ def killed_when(ready: Callable[[], bool], *arguments: str | Path) -> None:
 def test_a_killed_search_leaves_no_process_and_goes_on(orchestrator: Command, tmp_path: Path) -> None:
     path = write_search(tmp_path, tmp_path / "mlflow.db")
     folder = tmp_path / "runs" / "small"
-    flags = ["--set", "base.train.epochs=60", "--set", "base.cluster.cpus_per_worker=2", "--set", "samples=2"]
+    flags = ["--set", "base.train.epochs=30", "--set", "base.cluster.cpus_per_worker=2", "--set", "samples=2"]
 
     def in_the_middle() -> bool:
         return any(len(t["curve"]) > 3 for t in trials(folder) if t["index"] == 1)
@@ -57,7 +56,7 @@ def test_a_killed_search_leaves_no_process_and_goes_on(orchestrator: Command, tm
     stands = progress.read_text()
     time.sleep(2)
     assert progress.read_text() == stands, "nobody trains on"
-    again = orchestrator("run", path, *flags)
+    again = orchestrator("run", path, *flags, timeout=600)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Traceback" not in again.stdout + again.stderr
     after = trials(folder)
@@ -68,8 +67,6 @@ def test_a_killed_search_leaves_no_process_and_goes_on(orchestrator: Command, tm
     assert steps[1][0] > 0, "it went on from its checkpoint"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
 @pytest.mark.filterwarnings("ignore")  # of MLflow and its database layer
 def test_the_digits_search_killed_in_the_middle_finishes_and_its_best_job_gives_the_same_number(
     orchestrator: Command, tmp_path: Path
@@ -80,7 +77,7 @@ def test_the_digits_search_killed_in_the_middle_finishes_and_its_best_job_gives_
     job = ["run", "jobs/search-digits.yaml", "--set", f"runs={tmp_path / 'runs'}"]
     killed_when(lambda: sum(t["status"] == "finished" for t in trials(folder)) >= 2, *job)
     before = {t["index"]: t for t in trials(folder) if t["status"] != "running"}
-    done = orchestrator(*job, timeout=1200)
+    done = orchestrator(*job, timeout=1500)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((folder / "summary.json").read_text())
     after = {t["index"]: t for t in summary["trials"]}
@@ -94,23 +91,8 @@ def test_the_digits_search_killed_in_the_middle_finishes_and_its_best_job_gives_
     assert len(children) == 12
     assert {c.info.status for c in children} <= {"FINISHED", "KILLED"}
     result = tmp_path / "best.json"
-    best = orchestrator("run", folder / "best.yaml", "--summary", result)
+    best = orchestrator("run", folder / "best.yaml", "--summary", result, timeout=600)
     assert best.returncode == 0, best.stdout + best.stderr
     again = json.loads(result.read_text())
     assert again["val_top1"] == summary["best"]["metric"]
     assert again["weights_sha256"] == summary["best"]["weights_sha256"]
-
-
-def test_a_trial_larger_than_the_cluster_is_refused_by_check_and_run(orchestrator: Command, tmp_path: Path) -> None:
-    path = write_search(tmp_path, tmp_path / "mlflow.db")
-    cores = os.cpu_count() or 1
-    said = [
-        orchestrator(command, path, "--set", f"base.cluster.cpus_per_worker={cores + 1}")
-        for command in ("check", "run")
-    ]
-    for result in said:
-        assert result.returncode == 2
-        assert result.stderr.strip() == (
-            f"base.cluster: one trial must fit into this machine, which has {cores} CPU, got {cores + 1} CPU "
-            f"(1 x {cores + 1} for its workers); use fewer workers or lower base.cluster.cpus_per_worker"
-        )

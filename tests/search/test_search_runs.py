@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -206,12 +207,12 @@ def test_must_needs_a_search_to_go_on_with(search_file: Callable[..., Path], tmp
 
 
 def test_a_grid_tries_every_combination(search_file: Callable[..., Path]) -> None:
-    space = "space={train.lr: {grid: [1.0e-3, 5.0e-3]}, objective.margin: {choice: [0.0, 0.1]}}"
+    space = "space={train.lr: {grid: [1.0e-3, 5.0e-3]}, objective.margin: {choice: [0.1]}}"
     text = search_file()
     text.write_text(text.read_text().replace("samples: 3\n", ""))
     summary, _ = run(text, space, "sampler=grid", "base.train.epochs=1")
     assert [tuple(t["values"].values()) for t in summary["trials"]] == [
-        (1e-3, 0.0), (1e-3, 0.1), (5e-3, 0.0), (5e-3, 0.1)
+        (1e-3, 0.1), (5e-3, 0.1)
     ]  # fmt: skip
 
 
@@ -254,3 +255,16 @@ def test_layers_differ_when_their_values_do(tmp_path: Path, shared_database: Pat
     assert a["weights_sha256"] == b["weights_sha256"], "a value of its own is the same as one for all"
     assert c["weights_sha256"] != a["weights_sha256"]
     assert c["layers"][0]["val_top1"] == a["layers"][0]["val_top1"], "layer 0 does not see layer 1's values"
+
+
+def test_a_trial_larger_than_the_cluster_is_refused_by_check_and_run(
+    search_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for command in ("check", "run"):
+        assert main([command, str(search_file()), "--set", "base.cluster.cpus_per_worker=3"]) == 2
+        assert capsys.readouterr().err.strip() == (
+            "base.cluster: one trial must fit into this machine, which has 2 CPU, got 3 CPU (1 x 3 for its workers); "
+            "use fewer workers or lower base.cluster.cpus_per_worker"
+        )
