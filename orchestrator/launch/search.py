@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
+from orchestrator.errors import CheckpointError, Interrupted, JobError
 from orchestrator.job.load import job_from_values
 from orchestrator.job.network import units
 from orchestrator.job.resolved import decisive, flatten, job_yaml
@@ -19,15 +19,13 @@ from orchestrator.job.search import SearchJob
 from orchestrator.job.show import show
 from orchestrator.launch.ray_train import RaySession
 from orchestrator.launch.search_board import Record, SearchBoard
+from orchestrator.launch.search_result import conclude
 from orchestrator.launch.signals import StopSignal
 from orchestrator.launch.trial import Board
 from orchestrator.run import prepare, tracking
 from orchestrator.run.datasets import open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
-from orchestrator.search import fit, jobs, layerwise, record
-from orchestrator.search.record import Trial
-from orchestrator.show.report import write_report
-from orchestrator.show.search_terminal import search_table, values_text
+from orchestrator.search import fit, jobs
 
 Runner = Callable[[Board], None]
 
@@ -152,7 +150,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     write_atomically(folder.job, job_yaml(search))
     kept = Record(drive.record_file)
     board = SearchBoard(
-        search, kept, layers=_layers(search), uri=drive.uri, folder=folder.path, origin=drive.origin, say=drive.say
+        search, kept, layers=_layers(search), uri=drive.uri, folder=folder, origin=drive.origin, say=drive.say
     )
     board.stop_file.unlink(missing_ok=True)
     _track(drive, kept)
@@ -161,7 +159,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     elif board.left:
         with RaySession(None):
             _until_stopped(drive, board, _under_ray(drive, board))
-    return _conclude(drive, board)
+    return conclude(board)
 
 
 def _track(drive: Drive, kept: Record) -> None:
@@ -226,102 +224,3 @@ def _until_stopped(drive: Drive, board: SearchBoard, runner: Runner) -> None:
         raise Interrupted(
             f"{drive.search.name} was stopped with {board.left} trials left; run the same command again to go on"
         )
-
-
-def _conclude(drive: Drive, board: SearchBoard) -> dict[str, Any]:
-    """Best job, summary, page, MLflow. Raises OrchestratorError when trials are missing or none has finished."""
-    search, kept = drive.search, board.record
-    for trial in list(kept.trials):
-        kept.put(_settled(board, trial))
-    lost = [t for t in kept.trials if not t.ended]
-    candidates = kept.trials
-    if search.strategy == "layerwise":
-        candidates = [t for t in kept.trials if t.layer == (board.layers or 1) - 1]
-    best = record.best(candidates, search.sign)
-    if lost or best is None:
-        tracking.finish_run(drive.uri, kept.run_id, "FAILED", [])
-        raise OrchestratorError(_nothing_found(search, kept.trials, lost))
-    best_file = drive.folder.path / "best.yaml"
-    write_atomically(best_file, job_yaml(job_from_values(jobs.best_job(search, kept.trials, best))))
-    best_file.chmod(0o755)
-    summary = _summary(drive, board, best)
-    write_json(drive.folder.summary, summary)
-    page = drive.folder.path / "report.html"
-    write_report([drive.folder.path], page)
-    warning = _log_result(drive, board, summary, [drive.folder.summary, drive.folder.job, best_file, page])
-    if warning:
-        drive.say(f"warning: {warning}")
-    drive.say(search_table(summary, drive.folder.path, drive.uri))
-    return summary
-
-
-def _settled(board: SearchBoard, trial: Trial) -> Trial:
-    """The trial as its folder has it in the end: one that was done before the word to stop reached it has finished."""
-    trial = board.measured(trial)
-    summary = board.summary_of(trial)
-    if trial.status == "stopped" and summary is not None and trial.curve:
-        value = summary.get(board.search.metric, trial.metric)
-        return replace(trial, status="finished", metric=value)
-    return trial
-
-
-def _nothing_found(search: SearchJob, trials: list[Trial], lost: list[Trial]) -> str:
-    if lost:
-        names = ", ".join(str(t.index) for t in lost)
-        return (
-            f"{search.name}: trials {names} did not end: {lost[0].message or 'interrupted'}\n"
-            "Run the same command again: they go on from their checkpoints, finished trials are kept."
-        )
-    layer = layerwise.failed_layer(trials, search.trials_each) if search.strategy == "layerwise" else None
-    of = "" if layer is None else f" for layer {layer}"
-    failed = next((t for t in trials if t.status == "failed" and t.layer == layer), None)
-    why = "" if failed is None else f"; trial {failed.index}: {failed.message}"
-    return f"{search.name}: no trial{of} has finished{why}"
-
-
-def _summary(drive: Drive, board: SearchBoard, best: Trial) -> dict[str, Any]:
-    search, kept = drive.search, board.record
-    chain = layerwise.chain(kept.trials, best)
-    run = board.summary_of(best) or {}
-    return {
-        "name": search.name,
-        "kind": search.kind,
-        "status": "finished",
-        "run_id": kept.run_id,
-        "metric": search.metric,
-        "mode": search.mode,
-        "strategy": search.strategy,
-        "sampler": search.sampler,
-        "scheduler": search.scheduler.name,
-        "seed": search.seed,
-        "val_top1": run.get("val_top1"),
-        "test_top1": run.get("test_top1"),
-        "best": {
-            "index": best.index,
-            "name": best.name,
-            "metric": best.metric,
-            "values": best.values if best.layer is None else [t.values for t in chain],
-            "words": [values_text(t.values) for t in chain],
-            "weights_sha256": run.get("weights_sha256"),
-        },
-        "counts": record.counts(kept.trials),
-        "trials": record.to_json(kept.trials),
-        "train_seconds": record.total_seconds(kept.trials),
-        "wall_seconds": kept.seconds,
-        "git_commit": prepare.git_commit(drive.origin),
-    }
-
-
-def _log_result(drive: Drive, board: SearchBoard, summary: dict[str, Any], files: list[Path]) -> str | None:
-    """The best and the counts to the parent run, how each trial ended to its own. Returns a warning."""
-    kept = board.record
-    for trial in kept.trials:
-        if trial.run_id is not None:
-            status = "FAILED" if trial.status == "failed" else None
-            tags = {"search.status": trial.status, "search.metric": str(trial.metric)}
-            tracking.note(drive.uri, trial.run_id, tags=tags, status=status)
-    metrics = {f"best/{summary['metric']}": summary["best"]["metric"], "search/train_seconds": summary["train_seconds"]}
-    metrics |= {f"search/{status}": float(count) for status, count in summary["counts"].items()}
-    tags = {"search.best_trial": summary["best"]["name"], "search.best_values": "; ".join(summary["best"]["words"])}
-    warning = tracking.note(drive.uri, kept.run_id or "", tags=tags, metrics=metrics)
-    return tracking.finish_run(drive.uri, kept.run_id, "FINISHED", files) or warning

@@ -53,17 +53,25 @@ class SearchBoard:
     """The board that ray_tune asks. Trials of an earlier session that did not end go first, then new ones."""
 
     def __init__(
-        self, search: SearchJob, kept: Record, *, layers: int | None, uri: str, folder: Path, origin: Path, say: Say
+        self,
+        search: SearchJob,
+        kept: Record,
+        *,
+        layers: int | None,
+        uri: str,
+        folder: RunFolder,
+        origin: Path,
+        say: Say,
     ) -> None:
         self.search, self.record = search, kept
-        self.layers, self._uri, self._folder, self._origin, self._say = layers, uri, folder, origin, say
+        self.layers, self.uri, self.folder, self.origin, self.say = layers, uri, folder, origin, say
         self._waiting = [t.index for t in kept.trials if not t.ended]
         self.total = search.trials_each * (1 if layers is None else layers)
 
     @property
     def stop_file(self) -> Path:
         """Its presence asks every trial to save and leave."""
-        return self._folder / "stop"
+        return self.folder.path / "stop"
 
     @property
     def left(self) -> int:
@@ -122,7 +130,7 @@ class SearchBoard:
         if self.trials[index].ended:
             return  # it had nothing more to say
         trial = self.record.put(replace(self.trials[index], message=message))
-        self._say(f"warning: trial {trial.index} was lost: {message}")
+        self.say(f"warning: trial {trial.index} was lost: {message}")
 
     # --- decisions and their inputs
 
@@ -145,9 +153,9 @@ class SearchBoard:
         return 0 if trial.layer is None else trial.layer * int(self.search.base["train"]["epochs"])
 
     def _task(self, trial: Trial, again: bool = False) -> TrialTask:
-        values = jobs.trial_job(self.search, self.trials, trial, self._uri)
+        values = jobs.trial_job(self.search, self.trials, trial, self.uri)
         job_from_values(values, place=f"trial {trial.index}")
-        self._say(start_line(trial, self.total, again=again))
+        self.say(start_line(trial, self.total, again=again))
         return TrialTask(
             index=trial.index,
             job=values,
@@ -158,7 +166,7 @@ class SearchBoard:
                 "search.trial": str(trial.index),
             },
             search_stop=str(self.stop_file),
-            origin=str(self._origin),
+            origin=str(self.origin),
             fork=self._fork(trial),
             phases=None if trial.layer is None else trial.layer + 1,
         )
@@ -180,7 +188,7 @@ class SearchBoard:
 
     def _ended(self, trial: Trial) -> None:
         trial = self.record.put(self.measured(trial))
-        self._say(end_line(trial, self.total, self.search.metric))
+        self.say(end_line(trial, self.total, self.search.metric))
 
     def measured(self, trial: Trial) -> Trial:
         """The trial with what its run folder says: training seconds and MLflow run."""
