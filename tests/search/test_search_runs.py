@@ -195,7 +195,8 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(search_file: Call
 def test_a_search_in_which_nothing_finishes_is_an_error_with_the_reason(search_file: Callable[..., Path]) -> None:
     with pytest.raises(OrchestratorError) as caught:
         run(search_file(), "space={train.lr: {choice: [1.0e+35]}}", "samples=1", "base.train.optimizer=sgd")
-    assert str(caught.value).startswith("small: no trial has finished; trial 0: layer 0 (linear0): its loss is not")
+    assert str(caught.value).startswith("small: no trial has finished; trial 0: layer ")
+    assert "its loss is not finite" in str(caught.value)
 
 
 def test_must_needs_a_search_to_go_on_with(search_file: Callable[..., Path], tmp_path: Path) -> None:
