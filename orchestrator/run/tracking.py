@@ -77,8 +77,8 @@ def create_run(
     """
     from mlflow.entities import Param, RunTag
 
-    with client_of(uri) as client:
-        try:
+    try:
+        with client_of(uri) as client:
             if run_id is not None:
                 client.update_run(run_id, status="RUNNING")
             else:
@@ -87,8 +87,8 @@ def create_run(
                 for start in range(0, len(logged), 90):
                     client.log_batch(run_id, params=logged[start : start + 90])
             client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-        except Exception as error:  # mlflow raises its own, requests' and sqlalchemy's errors alike
-            raise _failure(uri, error) from error
+    except Exception as error:  # mlflow raises its own, requests' and sqlalchemy's errors alike
+        raise _failure(uri, error) from error
     return str(run_id)
 
 
@@ -193,13 +193,13 @@ def finish_run(uri: str, run_id: str | None, status: str, artifacts: Sequence[Pa
     """Set the final status (FINISHED, FAILED, KILLED) and log files. Returns a warning instead of raising."""
     if run_id is None:
         return None
-    with client_of(uri) as client:
-        try:
+    try:
+        with client_of(uri) as client:
             for path in artifacts:
                 client.log_artifact(run_id, str(path))
             client.set_terminated(run_id, status=status)
-        except Exception as error:  # a finished run must not fail for its tracking
-            return f"MLflow: the run's end could not be logged: {str(error).splitlines()[0]}"
+    except Exception as error:  # a finished run must not fail for its tracking
+        return f"MLflow: the run's end could not be logged: {str(error).splitlines()[0]}"
     return None
 
 
@@ -215,8 +215,8 @@ def note(
     from mlflow.entities import Metric, RunTag
 
     now = int(time.time() * 1000)
-    with client_of(uri) as client:
-        try:
+    try:
+        with client_of(uri) as client:
             client.log_batch(
                 run_id,
                 metrics=[Metric(key, value, now, 0) for key, value in (metrics or {}).items()],
@@ -224,6 +224,6 @@ def note(
             )
             if status is not None:
                 client.set_terminated(run_id, status=status)
-        except Exception as error:  # a finished search must not fail for its tracking
-            return f"MLflow: tags could not be logged: {str(error).splitlines()[0]}"
+    except Exception as error:  # a finished search must not fail for its tracking
+        return f"MLflow: tags could not be logged: {str(error).splitlines()[0]}"
     return None

@@ -24,6 +24,8 @@ from orchestrator.data.index import Index, open_index
 from orchestrator.data.pack import pack
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.split import split_from_train
+from orchestrator.errors import OrchestratorError
+from orchestrator.run import tracking
 from orchestrator.run.evaluate_run import evaluate_run
 from orchestrator.run.logged_model import log_model
 from orchestrator.run.trained import trained_run
@@ -159,13 +161,24 @@ def test_what_is_no_image_is_refused_with_what_is_wanted(model: Any, given: Any,
         model.predict(given)
 
 
-def test_a_registry_that_cannot_be_used_costs_the_run_a_warning(registered: Registered, tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_made_is_an_error_before_training_and_a_warning_after_it(
+    registered: Registered, tmp_path: Path
+) -> None:
     trained = trained_run(registered.run)
     (tmp_path / "file").write_text("in the way")
-    logged = log_model(f"sqlite:///{tmp_path}/file/x.db", "0" * 32, trained.weights, trained.description, "name")
+    uri = f"sqlite:///{tmp_path}/file/x.db"
+    with pytest.raises(OrchestratorError) as refused:
+        tracking.create_run(uri, "e", "n", params={}, tags={}, artifacts=tmp_path)
+    first, remedy = str(refused.value).splitlines()
+    assert first.startswith(f"tracking.uri: {uri} cannot be used: ")
+    assert remedy.startswith("Start the server, correct tracking.uri, or leave it out")
+    logged = log_model(uri, "0" * 32, trained.weights, trained.description, "name")
     assert logged.version is None
     assert logged.warning is not None
     assert logged.warning.startswith("MLflow: the network could not be logged: ")
+    ended = tracking.finish_run(uri, "0" * 32, "FINISHED")
+    assert ended is not None
+    assert ended.startswith("MLflow: the run's end could not be logged: ")
 
 
 @pytest.fixture
