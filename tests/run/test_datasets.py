@@ -23,13 +23,18 @@ def sets(tmp_path: Path) -> dict[str, str]:
     return folders
 
 
+def job(data: dict[str, Any], runs: Path) -> dict[str, Any]:
+    """The parts of a resolved job that decide which images serve what."""
+    return {"data": data, "runs": str(runs), "model": {"vote": "last"}, "train": {"vote_from_train": 0.1}}
+
+
 def data(**changes: Any) -> dict[str, Any]:
     return {"val": None, "test": None, "expect": None, **changes}
 
 
 def test_what_the_job_states_of_its_data_is_held_against_the_index(sets: dict[str, str], tmp_path: Path) -> None:
     true = {"classes": 2, "train_samples": 6, "val_samples": 6}
-    found = open_datasets(data(train=sets["ab"], val=sets["ab"], expect=true), tmp_path)
+    found = open_datasets(job(data(train=sets["ab"], val=sets["ab"], expect=true), tmp_path))
     assert found.classes == ["a", "b"]
     for key, stated, message in (
         ("classes", 3, "data.expect.classes: the job states 3, the index has 2"),
@@ -37,7 +42,7 @@ def test_what_the_job_states_of_its_data_is_held_against_the_index(sets: dict[st
         ("val_samples", 5, "data.expect.val_samples: the job states 5, the index has 6"),
     ):
         with pytest.raises(DataError) as caught:
-            open_datasets(data(train=sets["ab"], val=sets["ab"], expect={**true, key: stated}), tmp_path)
+            open_datasets(job(data(train=sets["ab"], val=sets["ab"], expect={**true, key: stated}), tmp_path))
         assert str(caught.value) == message
         assert caught.value.exit_code == 3
 
@@ -45,11 +50,11 @@ def test_what_the_job_states_of_its_data_is_held_against_the_index(sets: dict[st
 @pytest.mark.parametrize("key", ["val", "test"])
 def test_data_of_other_classes_are_refused(sets: dict[str, str], tmp_path: Path, key: str) -> None:
     with pytest.raises(DataError) as caught:
-        open_datasets(data(train=sets["ab"], **{key: sets["ac"]}), tmp_path)
+        open_datasets(job(data(train=sets["ab"], **{key: sets["ac"]}), tmp_path))
     expected = "its classes differ from those of data.train (2 against 2); pack both from the same folders"
     assert str(caught.value) == f"data.{key}: {expected}"
 
 
 def test_a_folder_without_an_index_is_named_with_its_key(sets: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data\.val: .*nowhere: no index\.json there"):
-        open_datasets(data(train=sets["ab"], val=str(tmp_path / "nowhere")), tmp_path)
+        open_datasets(job(data(train=sets["ab"], val=str(tmp_path / "nowhere")), tmp_path))
