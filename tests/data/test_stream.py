@@ -22,7 +22,7 @@ from orchestrator.data.decode import BadImage, decode
 from orchestrator.data.index import Index, Shard, open_index, write_index
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
 from orchestrator.data.pack import pack
-from orchestrator.data.split import shuffled_labels, split_from_train
+from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, ImageSource, TrainStream
 from orchestrator.errors import DataError
 
@@ -151,6 +151,17 @@ def test_the_held_out_part_is_stratified_and_always_the_same(digits: Index) -> N
     assert np.array_equal(val, split_from_train(digits, 0.25)[1])
     with pytest.raises(DataError, match="cannot be held out"):
         split_from_train(digits, 0.001)
+
+
+def test_what_is_held_out_for_votes_is_apart_from_what_is_held_out_for_validation(digits: Index) -> None:
+    train, val = split_from_train(digits, 0.25)
+    rest, held = hold_out(digits, train, 0.1, purpose="vote", remedy="use more")
+    assert sorted([*rest.tolist(), *held.tolist()]) == train.tolist()
+    assert not set(held.tolist()) & set(val.tolist())
+    counts = np.bincount(digits.labels[train])
+    assert np.bincount(digits.labels[held]).tolist() == [round(c * 0.1) for c in counts]
+    with pytest.raises(DataError, match=r"class '0' has 134 samples: 0.001 of them cannot be held out; use more"):
+        hold_out(digits, train, 0.001, purpose="vote", remedy="use more")
 
 
 def test_shuffled_labels_stay_inside_the_training_part(digits: Index) -> None:

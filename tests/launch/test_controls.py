@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator.cli import main
 from orchestrator.errors import JobError
 from orchestrator.job.load import differences, job_to_dict, load_job
-from orchestrator.job.schema import Job
 from orchestrator.launch import controls
 
 JOB = """\
@@ -85,14 +83,6 @@ def test_controls_run_after_the_job_and_stand_in_its_summary(
     assert [line.split()[0] for line in table[2:]] == ["main", "linear-probe", "heads-vote"]
     assert main(["run", str(path), *wanted]) == 0
     assert capsys.readouterr().out.count("is finished already") == 3
-
-
-def test_results_that_are_no_runs_stand_beside_those_that_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def counting(job: Job, run: controls.RunJob) -> dict[str, Any]:
-        return {"val_top1": 0.5, "test_top1": None, "seconds": 1.0}
-
-    monkeypatch.setitem(controls.CONTROLS, "knn", counting)
-    assert controls.wanted_controls(load_job(path, ["controls=[knn, bp]"])) == ("knn", "bp")
 
 
 def test_a_train_job_has_no_controls(path: Path) -> None:

@@ -146,16 +146,6 @@ def test_a_trunk_pretrained_by_a_job_is_what_the_next_job_starts_from(run: Run, 
     assert main(["eval", str(probe)]) == 0, "a finished run needs the file no more"
 
 
-def test_export_for_timm_wants_a_run_with_a_backbone(tmp_path: Path) -> None:
-    from orchestrator.run.export import export_run
-    from tests.run.made_run import made_run
-
-    with pytest.raises(
-        JobError, match=r"^--format timm: must be a run with a timm backbone \(kind transfer\), got made"
-    ):
-        export_run(made_run(tmp_path), "timm")
-
-
 @pytest.mark.filterwarnings("ignore")  # of MLflow and its database layer
 def test_weights_that_do_not_fit_stop_the_run_before_it_begins(run: Run, folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
