@@ -92,12 +92,7 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
     if layers and layers[0][1] is not None:
         parts.append(html.plot_card("Accuracy of each layer at the end", plots.bar_plot(layers), []))
     if s.get("controls"):
-        head = ("control", "val top-1", "test top-1", "training")
-        lines = [
-            (name, percent(c["val_top1"]), percent(c["test_top1"]), duration(c["seconds"]))
-            for name, c in s["controls"].items()
-        ]
-        parts.append(html.card("Controls on the same data", html.table(head, lines)))
+        parts.append(html.card("Controls on the same data", _controls(s["controls"])))
     parts.append(html.plot_card("Images per second", _per_epoch(run, lambda e: {"all": e["images_per_second"]}), []))
     busy = _per_epoch(run, lambda e: {f"stage {i}": b for i, b in enumerate(e["busy_fraction"])}, percent_axis=True)
     stages = [f"stage {i}" for i in range(len(run.plan["stages"]))]
@@ -113,6 +108,13 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
         facts = {k: s[k] for k in ("weights_sha256", "order_sha256", "job_sha256", "index_sha256", "versions")}
         parts.append(html.card("What it is made of", f"<pre>{escape(json.dumps(facts, indent=1))}</pre>"))
     return parts
+
+
+def _controls(controls: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        (name, percent(c["val_top1"]), percent(c["test_top1"]), duration(c["seconds"])) for name, c in controls.items()
+    ]
+    return html.table(("control", "val top-1", "test top-1", "training"), rows)
 
 
 def _numbers(run: _Run) -> str:

@@ -81,6 +81,10 @@ def test_controls_run_after_the_job_and_stand_in_its_summary(
     assert summary["controls"]["heads-vote"]["vote_weights"]
     table = shown[shown.index("Controls of main") :].splitlines()
     assert [line.split()[0] for line in table[2:]] == ["main", "linear-probe", "heads-vote"]
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "runs" / "main"), "--out", str(page)]) == 0
+    assert "Controls on the same data" in page.read_text()
+    capsys.readouterr()
     assert main(["run", str(path), *wanted]) == 0
     assert capsys.readouterr().out.count("is finished already") == 3
 
