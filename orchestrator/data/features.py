@@ -174,9 +174,8 @@ class FeatureSource:
     def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
         """Features (B, D) of the chosen samples; those whose image could not be decoded are left out."""
         view = self._views[(epoch or 0) % len(self._views)]
-        skipped: tuple[str, ...] = ()
-        if view.bad:
-            skipped = tuple(view.bad[i] for i in indices.tolist() if i in view.bad)
-            indices = indices[[i not in view.bad for i in indices.tolist()]]
+        skipped = {i: view.bad[i] for i in indices.tolist() if i in view.bad} if view.bad else {}
+        if skipped:
+            indices = indices[[i not in skipped for i in indices.tolist()]]
         features: Tensor = torch.from_numpy(view.gather(indices))
         return Batch(features, torch.from_numpy(self._labels[indices]), indices, skipped)

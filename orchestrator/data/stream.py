@@ -34,12 +34,12 @@ Sample = dict[str, Any]
 @dataclass(frozen=True)
 class Batch:
     """`images` (B, C, H, W) uint8 or cached features (B, D), `labels` (B,) int64, `indices` (B,) into the index,
-    and why samples were left out."""
+    and of the samples that were left out (numbers in the index) why."""
 
     images: Tensor
     labels: Tensor
     indices: Indices
-    skipped: tuple[str, ...]
+    skipped: Mapping[int, str]
 
 
 class Source(Protocol):
@@ -117,7 +117,7 @@ class ImageSource:
             pixels = augmenter.batch(pixels, indices)
         images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
         labels = torch.tensor([s["cls"] for s in whole], dtype=torch.int64)
-        yield Batch(images, labels, indices, tuple(s["fault"] for s in everything if "fault" in s))
+        yield Batch(images, labels, indices, {s["__index__"]: s["fault"] for s in everything if "fault" in s})
 
 
 def ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> Generator[Batch, None, None]:
@@ -190,7 +190,8 @@ class TrainStream:
         # closing: an error that somebody keeps would otherwise keep the threads too.
         with closing(ahead(self._tasks(start, stop), self._threads, self._prefetch)) as batches:
             for step, batch in zip(range(start, stop), batches, strict=True):
-                bad = list(batch.skipped) if step % self.steps_per_epoch == 0 else [*bad, *batch.skipped]
+                faults = batch.skipped.values()
+                bad = list(faults) if step % self.steps_per_epoch == 0 else [*bad, *faults]
                 if len(bad) > self._allowed:
                     raise DataError(
                         f"{len(bad)} images of this epoch cannot be decoded, data.bad_sample_budget allows "
@@ -228,5 +229,6 @@ class EvalStream:
         with closing(ahead(tasks, self._threads, self._prefetch)) as batches:
             for batch in batches:
                 if batch.skipped:
-                    raise DataError("an image for evaluation cannot be decoded:\n  " + "\n  ".join(batch.skipped))
+                    faults = "\n  ".join(batch.skipped.values())
+                    raise DataError(f"an image for evaluation cannot be decoded:\n  {faults}")
                 yield batch

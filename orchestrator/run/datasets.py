@@ -267,17 +267,18 @@ class TrainFeed:
         self._normalise, self._stop_requested = normalise, stop_requested
         self._step = start
         self._batches = stream.steps(start, stop)
-        self.consumed: list[tuple[int, Indices, tuple[str, ...]]] = []
+        self.consumed: list[tuple[int, Indices, list[int]]] = []
 
     def next(self) -> StageInput:
         """The next batch; waits for it if decoding is behind."""
         batch = next(self._batches)
         step, self._step = self._step, self._step + 1
-        self.consumed.append((step, batch.indices, batch.skipped))
+        self.consumed.append((step, batch.indices, list(batch.skipped)))
         labels = batch.labels.to(self._normalise.device, non_blocking=True)
         return StageInput(step, self._normalise(batch.images), labels, stop=self._stop_requested())
 
-    def take_consumed(self) -> list[tuple[int, Indices, tuple[str, ...]]]:
+    def take_consumed(self) -> list[tuple[int, Indices, list[int]]]:
+        """Step, samples and left-out samples of every batch since the last call."""
         taken, self.consumed = self.consumed, []
         return taken
 

@@ -207,7 +207,7 @@ class Extractor:
             computed = self._computed(batch.images).cpu()
             vectors[whole] = computed.to(getattr(torch, wanted.plan.dtype)).numpy()
             _refuse_unusable(computed, vectors[whole], index.key(int(indices[whole][0])), wanted.plan.dtype)
-        return vectors, dict(zip(indices[~whole].tolist(), batch.skipped, strict=True))
+        return vectors, dict(batch.skipped)
 
     def _computed(self, images: Tensor) -> Tensor:
         bfloat16 = self._job["train"]["precision"] == "bfloat16"

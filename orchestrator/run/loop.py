@@ -171,7 +171,8 @@ class Loop:
         self.attempt_samples += samples
         if self._leads:
             for _, _, indices, skipped in consumed:
-                self.ledger.consume([self.datasets.train.index.key(int(i)) for i in indices], skipped)
+                index = self.datasets.train.index
+                self.ledger.consume(index.keys(indices), index.keys(skipped))
             if self.schedule.ends_epoch(done):
                 self.ledger.end_epoch()
         self._refuse_non_finite(parts, done)

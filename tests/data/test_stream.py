@@ -299,7 +299,7 @@ def damaged(digits: Index, tmp_path: Path) -> Index:
 
 def test_bad_images_are_counted_and_left_out_within_the_budget(damaged: Index) -> None:
     batches = list(stream(damaged, bad_sample_budget=0.01).epoch(0))
-    skipped = [line for batch in batches for line in batch.skipped]
+    skipped = [line for batch in batches for line in batch.skipped.values()]
     assert sorted(line.split("key ")[1][:9] for line in skipped) == ["000000005", "000000100", "000000900"]
     assert sum(len(batch.indices) for batch in batches) == 1794
 
