@@ -1,4 +1,4 @@
-"""Layerwise search against ASHA over whole networks, at equal and at twice the measured compute.
+"""Layerwise search against ASHA over whole networks, at half, equal and twice the measured compute.
 
     python -m benchmarks.search [--full]
     python -m benchmarks.search [--full] --mnist TRAIN TEST
@@ -6,7 +6,7 @@
 Both search the same four values, one after the other in this process. Layerwise gives each layer values of its own and
 trains one layer per trial; ASHA gives all layers the same values and trains them at the same time. Compute is the sum
 of the seconds in the training loops of all trials. ASHA gets trials until it has spent twice what layerwise spent; its
-best finished trial is taken at equal compute and at twice. TRAIN and TEST are packed folders.
+best finished trial is taken at half the compute, at equal compute and at twice. TRAIN and TEST are packed folders.
 """
 
 from __future__ import annotations
@@ -100,7 +100,11 @@ def compare(data: str, seed: int, *, pool: str, epochs: int, batch: int, samples
                 "trials": len(greedy["trials"]),
             }
         }
-        for name, factor in (("ASHA, equal compute", 1.0), ("ASHA, twice the compute", 2.0)):
+        for name, factor in (
+            ("ASHA, half the compute", 0.5),
+            ("ASHA, equal compute", 1.0),
+            ("ASHA, twice the compute", 2.0),
+        ):
             best = _within(flat, factor * budget)
             rows[name] = {
                 "val": None if best is None else best["metric"],
