@@ -56,7 +56,7 @@ def _search(text: str, folder: Path) -> dict[str, Any]:
 
 
 def _within(summary: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-    """The best trial that had finished when so many seconds of training were spent."""
+    """The best trial that had finished when so many seconds of training were spent, give or take 2 %."""
     spent, found = 0.0, None
     for trial in summary["trials"]:
         spent += trial["seconds"] or 0.0

@@ -192,6 +192,28 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(search_file: Call
     assert any("failed" in line and "not finite" in line for line in said)
 
 
+def loses_its_first(board: Board) -> None:
+    """As Ray Tune does when the process of a trial is gone."""
+    task = board.next_task()
+    assert task is not None
+    board.on_lost(task.index, "the actor died")
+    run_trials_here(board)
+
+
+def test_a_lost_trial_is_told_and_goes_on_when_the_search_is_run_again(search_file: Callable[..., Path]) -> None:
+    path = search_file()
+    flags = ("samples=2", "base.train.epochs=1")
+    with pytest.raises(OrchestratorError) as caught:
+        run(path, *flags, runner=loses_its_first)
+    assert str(caught.value) == (
+        "small: trials 0 did not end: the actor died\n"
+        "Run the same command again: they go on from their checkpoints, finished trials are kept."
+    )
+    summary, said = run(path, *flags)
+    assert [t["status"] for t in summary["trials"]] == ["finished", "finished"]
+    assert not any(line.startswith("trial   1") for line in said)
+
+
 def test_a_search_in_which_nothing_finishes_is_an_error_with_the_reason(search_file: Callable[..., Path]) -> None:
     with pytest.raises(OrchestratorError) as caught:
         run(search_file(), "space={train.lr: {choice: [1.0e+35]}}", "samples=1", "base.train.optimizer=sgd")
