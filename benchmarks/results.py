@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, machine
+from benchmarks.run import section
 
 FOLDER = RESULTS / "runs"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+# Benchmarks whose result is an accuracy; benchmarks/run.py has those that are ratios of speed.
+ACCURACIES = ("transfer",)
 # Published rows, to stand beside ours; theirs are on the lossless images.
 THEIRS = (
     ("HFF 2026 (CNN)", "S0", "CIFAR-10", "83.08", "arXiv 2605.00082"),
@@ -83,6 +86,9 @@ def write_page() -> None:
     lines += ["| method | locality | data | top-1 | source |", "|---|---|---|---|---|"]
     lines += ["| " + " | ".join(cells) + " |" for cells in THEIRS]
     lines += ["", "ImageNet and every GPU row: not measured.", ""]
+    for file in (RESULTS / f"{name}.json" for name in ACCURACIES):
+        if file.exists():
+            lines += [section(json.loads(file.read_text())), ""]
     PAGE.write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,36 +121,36 @@ def learn(
     return run(job_values(folder, f"{name}-{seed}", merged(learner, change), threads=threads))
 
 
-def percent(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample deviation and standard error of accuracies, in percent."""
-    scaled = [100 * v for v in values]
-    deviation = statistics.stdev(scaled) if len(scaled) > 1 else 0.0
-    return {"mean": statistics.fmean(scaled), "deviation": deviation, "error": deviation / len(scaled) ** 0.5}
-
-
 def measure(folder: Path, file: Path, seeds: int, threads: int) -> list[dict[str, Any]]:
-    """One row per trunk and learner."""
+    """One row per learner and trunk; the accuracies of the seeds are in percent."""
     rows = []
     for (label, learner), weights in itertools.product(LEARNERS.items(), (file, None)):
         trunk = "pretrained" if weights else "random"
         name = f"{learner['objective']['name']}-{trunk}"
         summaries = [learn(folder, name, learner, weights, seed, threads) for seed in range(seeds)]
-        found = percent([s["val_top1"] for s in summaries])
-        stages = [
-            percent([s["layers"][i]["val_top1"] for s in summaries])["mean"] for i in range(len(summaries[0]["layers"]))
-        ]
-        rows.append(
-            {
-                "learner": label,
-                "frozen trunk": trunk,
-                "top-1, %": f"{found['mean']:.2f} +- {found['deviation']:.2f}",
-                "per head, %": " ".join(f"{s:.1f}" for s in stages),
-                "seeds": seeds,
-                **found,
-            }
-        )
-        print(f"{label}, {trunk}: {rows[-1]['top-1, %']} (heads {rows[-1]['per head, %']})", flush=True)
+        found = [100 * s["val_top1"] for s in summaries]
+        heads = [100 * statistics.fmean(of) for of in zip(*(_heads(s) for s in summaries), strict=True)]
+        row = {
+            "learner": label,
+            "frozen trunk": trunk,
+            "top-1, %": f"{statistics.fmean(found):.2f} +- {statistics.stdev(found):.2f}",
+            "each head, %": " ".join(f"{h:.1f}" for h in heads),
+            "each seed, %": " ".join(f"{f:.2f}" for f in found),
+        }
+        print(*row.values(), sep=", ", flush=True)
+        rows.append(row)
     return rows
+
+
+def _heads(summary: Mapping[str, Any]) -> list[float]:
+    return [layer["val_top1"] for layer in summary["layers"]]
+
+
+def margin(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """The difference of two rows with its standard error."""
+    a, b = ([float(f) for f in row["each seed, %"].split()] for row in (first, second))
+    error = math.sqrt(statistics.variance(a) / len(a) + statistics.variance(b) / len(b))
+    return f"{statistics.fmean(a) - statistics.fmean(b):+.2f} points (standard error {error:.2f})"
 
 
 def grid() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -193,13 +194,17 @@ def main() -> None:
             tune(folder, file, arguments.threads)
             return
         rows = measure(folder, file, arguments.seeds, arguments.threads)
-        known = f"{100 * summary['val_top1']:.2f} % of their validation images"
-        notes = [
-            f"{BACKBONE} at {SIZE} pixels, pretrained with BP on {PRETRAINED_CLASSES} classes of Tiny-ImageNet in "
-            f"{summary['wall_seconds'] / 60:.1f} minutes: {known}.",
-            "8 other classes, 4000 training and 400 validation images; mean +- sample deviation over the seeds.",
-            f"All of it took {(time.perf_counter() - began) / 60:.0f} minutes.",
-        ]
+    heads, heads_random, probe, probe_random = rows
+    notes = [
+        f"{BACKBONE} at {SIZE} pixels, pretrained by BP on {PRETRAINED_CLASSES} classes of Tiny-ImageNet in "
+        f"{summary['wall_seconds'] / 60:.1f} minutes: {100 * summary['val_top1']:.2f} % of their validation images.",
+        "8 other classes, 4000 training and 400 validation images; mean +- sample deviation over the seeds. Random "
+        "trunks are another one for each seed.",
+        f"HFF heads against the linear probe, pretrained trunk: {margin(heads, probe)}.",
+        f"Pretrained against random trunk: HFF heads {margin(heads, heads_random)}, "
+        f"linear probe {margin(probe, probe_random)}.",
+        f"All of it took {(time.perf_counter() - began) / 60:.0f} minutes; other work ran beside it.",
+    ]
     command = f"python -m benchmarks.transfer TRAIN.tar VAL.tar --seeds {arguments.seeds}"
     publish("transfer", command, "Frozen transfer to 8 other classes: HFF heads against a linear probe", rows, notes)
 

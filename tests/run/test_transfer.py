@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hff.votes import fit_vote_weights
 from orchestrator.cli import main
@@ -37,6 +38,12 @@ cluster: {{launcher: process, workers: 1, stages: 1, threads_per_worker: 1, time
 tracking: {{uri: 'sqlite:///{database}'}}
 """
 Run = Callable[..., Path]
+
+
+def whole_model() -> dict[str, torch.Tensor]:
+    import timm
+
+    return timm.create_model("test_resnet").state_dict()  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +151,27 @@ def test_a_trunk_pretrained_by_a_job_is_what_the_next_job_starts_from(run: Run, 
             assert torch.equal(value, trained[key.replace(".module.", ".")])
     file.unlink()
     assert main(["eval", str(probe)]) == 0, "a finished run needs the file no more"
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow and its database layer
+def test_a_run_goes_on_in_mid_epoch_to_the_same_weights_and_votes_without_the_weights_file(
+    run: Run, folder: Path
+) -> None:
+    file = folder / "start.safetensors"
+    tensors = {k: torch.rand_like(v) if v.is_floating_point() else v for k, v in whole_model().items()}
+    save_file(tensors, file)
+    settings = (f"model.pretrained={file}", "model.freeze=2", "checkpoint.every_steps=7", "features.cache=true")
+    going_on = run("going-on", *settings)
+    before = summary_of(going_on)
+    (going_on / "summary.json").unlink()
+    shutil.rmtree(newest(going_on))
+    assert newest(going_on).name == "step_000000007", "in the middle of the only epoch of 13 steps"
+    file.unlink()
+    run("going-on", *settings)
+    after = summary_of(going_on)
+    assert after["attempt_steps"] == [[0, 13], [7, 13]]
+    for key in ("weights_sha256", "order_sha256", "vote_weights", "val_top1"):
+        assert after[key] == before[key], key
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and its database layer
