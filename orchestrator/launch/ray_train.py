@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import warnings
 from typing import Any
 
 from orchestrator.errors import JobError, OrchestratorError
 from orchestrator.launch.local import WorkerFailure
+from orchestrator.launch.signals import beside_main_thread
 from orchestrator.run.worker import Assignment
 
 # Set before ray is imported anywhere: no usage statistics, the current Train, quiet workers.
@@ -168,18 +168,7 @@ def run_ray(assignment: Assignment, storage: str) -> None:
             failure_config=FailureConfig(max_failures=0),
         ),
     )
-    failure: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failure.append(error)
-
-    # Ray Train would take over SIGINT in the main thread and abort without a checkpoint.
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if failure:
-        raise WorkerFailure(f"Ray Train: {failure[0]}") from failure[0]
+    try:
+        beside_main_thread(trainer.fit, "ray-train")
+    except BaseException as error:
+        raise WorkerFailure(f"Ray Train: {error}") from error

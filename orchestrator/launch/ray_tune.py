@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.launch.signals import beside_main_thread
 from orchestrator.launch.trial import Board, TrialRun
 from orchestrator.search.fit import Need
 
@@ -127,21 +127,7 @@ def run_trials(board: Board, *, need: Need, at_once: int, total: int, storage: P
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    failure: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            tuner.fit()
-        except BaseException as error:
-            failure.append(error)
-
-    # In the main thread Tune would take over the signals that this process answers itself.
-    thread = threading.Thread(target=fit, name="ray-tune", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if failure:
-        raise failure[0]
+    beside_main_thread(tuner.fit, "ray-tune")
 
 
 def _bundles(need: Need) -> Any:

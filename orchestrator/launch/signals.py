@@ -40,3 +40,25 @@ class StopSignal:
             os._exit(128 + number)
         self.received = name
         self._on_stop(name)
+
+
+def beside_main_thread(call: Callable[[], object], name: str) -> None:
+    """Run `call` in a thread of its own and wait for its end; what it raises is raised here.
+
+    Ray Train and Ray Tune take over signals when they run in the main thread, and would abort without a checkpoint.
+    """
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        # A join without a limit would keep the handlers of signals from running.
+        thread.join(0.2)
+    if failure:
+        raise failure[0]
