@@ -34,6 +34,7 @@ class Descendants:
         self._ids = {root}
         self._ended = threading.Event()
         self.seen: dict[tuple[int, str], str] = {}
+        self.names: dict[tuple[int, str], set[str]] = {}
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Descendants:
@@ -51,7 +52,14 @@ class Descendants:
             while size != len(self._ids):  # children of children, whatever the order of their numbers
                 size = len(self._ids)
                 self._ids |= {pid for pid, (parent, _, _) in table.items() if parent in self._ids}
-            self.seen |= {(pid, table[pid][1]): table[pid][2] for pid in self._ids if pid in table}
+            now = {(pid, table[pid][1]): table[pid][2] for pid in self._ids if pid in table}
+            self.seen |= now
+            for process, name in now.items():
+                self.names.setdefault(process, set()).add(name)
+
+    def count(self, beginning: str) -> int:
+        """How many processes ever had a name with this beginning; Ray's workers change theirs, last while they end."""
+        return sum(any(name.startswith(beginning) for name in names) for names in self.names.values())
 
     def left(self, within_s: float = 15) -> list[str]:
         """Names of those that still run after that time; the test's own process is none of them."""

@@ -39,8 +39,7 @@ def test_quickstart_on_two_ray_workers_equals_one_process_and_leaves_no_process_
     assert process.returncode == 0, output + errors
     assert "Traceback" not in output + errors
     assert "Warning" not in errors
-    workers = [name for name in descendants.seen.values() if name.startswith("ray::RayTrainWorker")]
-    assert len(workers) == 2, sorted(descendants.seen.values())
+    assert descendants.count("ray::RayTrainWorker") == 2, sorted(descendants.seen.values())
     assert descendants.left() == []
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == SUMMARY_KEYS
