@@ -73,7 +73,8 @@ def line_plot(
 
 def bar_plot(values: Sequence[tuple[str, float]], label: str = "accuracy of each layer") -> str:
     """Horizontal bars of fractions with their percentage."""
-    row, left = 26, 120
+    row = 26
+    left = max(120, 16 + 6 * max(len(name) for name, _ in values))
     height = row * len(values) + 8
     parts = []
     for i, (name, value) in enumerate(values):
