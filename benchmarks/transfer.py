@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("train", type=Path, help="tar of CLASS/IMAGE, 20 classes")
     parser.add_argument("val", type=Path, help="the same for validation")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="folder for shards and runs, to go on with; default: a temporary one")
     parser.add_argument(
         "--tune", action="store_true", help="the table that the recipes were chosen from, and nothing else"
