@@ -92,7 +92,7 @@ def main() -> None:
     if arguments.bare:
         bare_loop(arguments.bare)
         return
-    pairs, epochs = (9, 20) if arguments.full else (5, 10)
+    pairs, epochs = (9, 20) if arguments.full else (5, 5)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         job = folder / "tax.yaml"
@@ -103,6 +103,7 @@ def main() -> None:
             plain = bare(job)
             ratios.append(orchestrated(folder, job) / plain)
             seconds.append(epochs * 1347 / plain)
+            print(f"pair {len(ratios)} of {pairs}: {ratios[-1]:.3f}", flush=True)
     row = {
         "what": "orchestrator run (Ray, MLflow, progress, saves) against a bare loop",
         "images/s ratio": spread(ratios),
