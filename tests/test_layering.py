@@ -24,6 +24,7 @@ FLOORS = {
     "orchestrator.pipeline": 2,
     "orchestrator.job": 2,
     "orchestrator.errors": 1,
+    "orchestrator.storage": 1,
     "hff": 1,
 }
 # Which rooms may import what is heavy.

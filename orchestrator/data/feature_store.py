@@ -23,6 +23,7 @@ from orchestrator.data.features import FeatureSet, Layout, Vectors
 from orchestrator.data.index import FEATURES, Index, Shard, file_sha256, write_index
 from orchestrator.data.shard_writer import ShardWriter
 from orchestrator.errors import DataError
+from orchestrator.storage import write_atomically
 
 _WAIT_S = 0.2
 
@@ -125,21 +126,12 @@ def write_shard(
             writer.close()
         os.replace(temporary, plan.partial / shard.name)
         made = MadeShard(number, shard, tuple(crcs), bad)
-        _write_whole(_note(plan, number), made.to_json())
+        write_atomically(_note(plan, number), made.to_json())
     except FileNotFoundError:
         raise DataError(f"{plan.partial}: is gone: another process has finished or removed it") from None
     finally:
         temporary.unlink(missing_ok=True)
     return made
-
-
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def kept_shards(plan: SetPlan) -> list[MadeShard]:

@@ -12,16 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.errors import JobError, OrchestratorError
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
+from orchestrator.storage import write_atomically as write_atomically
 
 
 def write_json(path: Path, value: Any) -> None:
