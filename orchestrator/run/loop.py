@@ -16,7 +16,7 @@ from orchestrator.data.order import batch_bounds
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
-from orchestrator.run import checkpoint, network
+from orchestrator.run import checkpoint, events, network
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Datasets, Part, Ready, TrainFeed, eval_batches, planned_keys, train_stream
 from orchestrator.run.evaluate import Evaluation, evaluate, fit_votes
@@ -61,7 +61,8 @@ class Loop:
         feed = self._feed(start, replica) if stage_index == 0 else None
         self.heartbeat.state.update(step=start, steps_total=total, phase="train")
         if self._leads:
-            self._event_start(start)
+            samples = len(self.datasets.train.subset)
+            self.folder.append_event(events.start(self.assignment.attempt, start, self.schedule, samples))
         self.window = time.perf_counter()
         stop = False
         for step in range(start, total):
@@ -285,66 +286,26 @@ class Loop:
 
     def _end_epoch(self, done: int, parts: list[dict[str, Any]], stop: bool) -> None:
         """Evaluate where due and write the epoch's line."""
-        self.busy = self._per_stage(parts, lambda t: t.busy_s)
-        waits = self._per_stage(parts, lambda t: t.wait_input_s)
+        self.busy = events.per_stage(parts, self.mesh.stages, lambda t: t.busy_s)
         evaluation = None
         if self.schedule.evaluates(done) and not stop:
             evaluation = self._evaluate(self.datasets.val, done, "evaluate")
-        self._event_epoch(done, parts, waits, evaluation)
-
-    def _per_stage(self, parts: list[dict[str, Any]], seconds: Any) -> list[float]:
-        """Largest fraction of the wall time over the replicas of each stage."""
-        fractions = [0.0] * self.mesh.stages
-        for part in parts:
-            times = part["times"]
-            share = seconds(times) / max(times.wall_s, 1e-9)
-            fractions[part["stage"]] = max(fractions[part["stage"]], share)
-        return fractions
-
-    def _event_start(self, start: int) -> None:
-        self.folder.append_event(
-            {
-                "event": "start",
-                "attempt": self.assignment.attempt,
-                "step": start,
-                "steps_total": self.schedule.total_steps,
-                "steps_per_epoch": self.schedule.steps_per_epoch,
-                "epochs": self.schedule.epochs,
-                "samples_per_epoch": len(self.datasets.train.subset),
-            }
-        )
-
-    def _event_epoch(
-        self, done: int, parts: list[dict[str, Any]], waits: list[float], evaluation: Evaluation | None
-    ) -> None:
         if not self._leads:
             return
-        layers = len(self.assignment.layer_names)
-        loss, correct, samples = ([0.0] * layers for _ in range(3))
-        for part in parts:
-            for i in range(len(part["loss"])):
-                loss[part["first"] + i] += part["loss"][i]
-                correct[part["first"] + i] += part["correct"][i]
-                samples[part["first"] + i] += part["samples"][i]
         rate = self.attempt_samples / max(self.attempt_seconds, 1e-9)
         self.heartbeat.state.update(images_per_second=rate)
-        event: dict[str, Any] = {
-            "event": "epoch",
-            "epoch": -(-done // self.schedule.steps_per_epoch),
-            "step": done,
-            "images_per_second": rate,
-            "train_loss": [x / n if n else None for x, n in zip(loss, samples, strict=True)],
-            "train_top1": [x / n if n else None for x, n in zip(correct, samples, strict=True)],
-            "val_top1": None if evaluation is None else evaluation.top1,
-            "val_top5": None if evaluation is None else evaluation.top5,
-            "layer_val_top1": None if evaluation is None else list(evaluation.layer_top1.values()),
-            "busy_fraction": self.busy,
-            "wait_input_fraction": waits,
-            "wall_seconds": self.train_seconds,
-            "learning_rate": self.schedule.learning_rate(done - 1, self.schedule.depth(done, layers) - 1),
-        }
+        event = events.epoch(
+            done,
+            parts,
+            schedule=self.schedule,
+            stages=self.mesh.stages,
+            layers=len(self.assignment.layer_names),
+            images_per_second=rate,
+            train_seconds=self.train_seconds,
+            evaluation=evaluation,
+        )
         self.folder.append_event(event)
-        self.context.report({"epoch": event["epoch"], "step": done, "val_top1": event["val_top1"]})
+        self.context.report({key: event[key] for key in ("epoch", "step", "val_top1")})
 
     def _finish(self, start: int) -> None:
         """Evaluate the final weights, hash them and write the summary."""
@@ -384,15 +345,7 @@ class Loop:
             summary["vote_weights"] = self.vote_weights
         if val is not None:
             write_json(self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion})
-            self.folder.append_event(
-                {
-                    "event": "final",
-                    "step": total,
-                    "val_top1": val.top1,
-                    "val_top5": val.top5,
-                    "layer_val_top1": list(val.layer_top1.values()),
-                }
-            )
+            self.folder.append_event(events.final(total, val))
         write_json(self.folder.summary, summary)
 
     def _leave(self, status: str) -> str:
