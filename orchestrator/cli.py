@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
 
 _EPILOG = """\
@@ -84,13 +85,8 @@ def _parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="pack, verify and describe WebDataset shards")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    pack = actions.add_parser("pack", help="image folder, tar(.gz) of one, or digits -> shards and index")
-    pack.add_argument("source", metavar="SOURCE", help="folder CLASS/IMAGE, tar(.gz) of one, or `digits`")
-    pack.add_argument("out", metavar="OUT", type=Path, help="folder for *.tar and index.json")
+    arguments_of_data.add_to(actions)
     actions.add_parser("features", parents=[job], help="compute the features that a transfer job trains on")
-    for name, text in (("verify", "check every hash, count and label"), ("stats", "classes, sizes, bytes")):
-        action = actions.add_parser(name, help=text)
-        action.add_argument("out", metavar="OUT", type=Path, help="a folder with index.json")
 
     evaluate = commands.add_parser("eval", help="classify a data set with a finished run's network")
     evaluate.add_argument("run", metavar="RUN", type=Path, help="a run folder")
@@ -241,15 +237,11 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _data(arguments: argparse.Namespace) -> int:
-    from orchestrator.data import command
-
     if arguments.action == "features":
         from orchestrator.launch.features import features_command
 
         return features_command(arguments.job, arguments.overrides)
-    if arguments.action == "pack":
-        return command.pack(arguments.source, arguments.out)
-    return command.verify(arguments.out) if arguments.action == "verify" else command.stats(arguments.out)
+    return arguments_of_data.call(arguments)
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -6,15 +6,13 @@ what it holds. A key is the hash of everything that decides the numbers, so anot
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,6 @@ from orchestrator.data.index import FEATURES, Index, Shard, file_sha256, write_i
 from orchestrator.data.shard_writer import ShardWriter
 from orchestrator.errors import DataError
 from orchestrator.storage import write_atomically
-
-_WAIT_S = 0.2
 
 
 def feature_key(recipe: Mapping[str, Any]) -> str:
@@ -52,6 +48,11 @@ class SetPlan:
     def partial(self) -> Path:
         """Where finished shards wait until the set is whole."""
         return Path(self.folder + ".partial")
+
+    @property
+    def lock(self) -> Path:
+        """The file whose lock one driver at a time holds."""
+        return Path(self.folder).with_name(f".{Path(self.folder).name}.lock")
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -189,35 +190,3 @@ def publish(plan: SetPlan, source: Index, shards: Sequence[MadeShard]) -> None:
     os.rename(plan.partial, folder)
     for made in ordered:
         (folder / _note(plan, made.number).name).unlink()
-
-
-@contextmanager
-def alone(plan: SetPlan, stopped: Callable[[], bool], waiting: Callable[[], None]) -> Iterator[bool]:
-    """Hold the set for this process; ends with it, however that ends. Gives False when `stopped` while waiting.
-
-    `waiting` is called once when another process holds the set.
-    """
-    path = Path(plan.folder).with_name(f".{Path(plan.folder).name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = False
-    while True:
-        with open(path, "a", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The holder before removed the file: a lock on what has no name keeps nobody out.
-                mine = path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino
-            except OSError:
-                mine = False
-                if not told:
-                    waiting()
-                    told = True
-            if mine:
-                try:
-                    yield True
-                finally:
-                    path.unlink(missing_ok=True)
-                return
-        if stopped():
-            yield False
-            return
-        time.sleep(_WAIT_S)

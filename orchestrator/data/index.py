@@ -94,6 +94,12 @@ class Index:
         """Class number of every sample."""
         return self.members["label"].astype(np.int64)
 
+    @property
+    def class_names(self) -> dict[str, str]:
+        """Readable names of the classes; empty when packing was not told any."""
+        names = self.extra.get("class_names", ())
+        return dict(zip(self.classes, names, strict=True)) if names else {}
+
     def key(self, i: int) -> str:
         """The sample's key in its shard."""
         key: bytes = self.members["key"][i]

@@ -1,252 +1,265 @@
-"""From an image folder, a tar of one, or the embedded digits to WebDataset shards and their index."""
+"""From images to WebDataset shards and their index: in several processes, going on after a kill, to the same bytes.
+
+Every shard is planned from the list of the source before the first image is read, so that it can be written anywhere
+and at any time. Finished shards wait in `.OUT.packing`, each with a note, until all are there.
+"""
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
+import hashlib
+import json
 import os
 import shutil
-import tarfile
-import tempfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hff.randomness import derive_seed
-from orchestrator.data.decode import encode_png, suffix_of
+from orchestrator.data.decode import BadImage, suffix_of
 from orchestrator.data.index import SUFFIXES, Index, Shard, member_dtype, open_index, write_index
-from orchestrator.data.shard_writer import ShardWriter
-from orchestrator.errors import DataError
+from orchestrator.data.labels import Labelling, class_list, named, read_labels
+from orchestrator.data.parallel import results
+from orchestrator.data.reencode import Encoding, encoded
+from orchestrator.data.shard_writer import ShardWriter, member_bytes
+from orchestrator.data.sources import Item, opened, read_item
+from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.storage import alone, write_atomically
 
-DIGITS = "digits"
 SHARD_BYTES = 256 * 2**20
 _KEY_DIGITS = 9
-_IMAGE_NAMES = (".jpg", ".jpeg", ".png")
 
 Progress = Callable[[int, int], None]
+Rows = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Found:
-    """The images of a source, sorted by class and name, and how many of its files are something else."""
+class Recipe:
+    """What is packed, how, and where shards wait until all are there."""
 
-    items: list[Item]
-    ignored: int = 0
+    source: str | Path
+    work: Path
+    labelling: Labelling
+    encoding: Encoding
+    shard_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The last part of the source's path."""
+        return Path(self.source).name
+
+    @property
+    def shards(self) -> Path:
+        """The folder that becomes the packed set."""
+        return self.work / "shards"
 
 
 @dataclass(frozen=True)
-class Item:
-    """One image of the source: its class, its path in the source, and how to read it."""
+class Task:
+    """One shard: its number, the number of its first image, its images in order with their class numbers."""
 
-    label: str
-    name: str
-    read: Callable[[], bytes]
+    recipe: Recipe
+    number: int
+    first: int
+    items: Sequence[Item]
+    labels: Sequence[int]
+
+    @property
+    def path(self) -> Path:
+        return self.recipe.shards / f"shard-{self.number:06d}.tar"
+
+    @property
+    def note(self) -> Path:
+        """Written last: what the finished shard holds."""
+        return self.recipe.work / f"{self.path.name}.json"
 
 
-def pack(source: str | Path, out: Path, *, shard_bytes: int = SHARD_BYTES, progress: Progress | None = None) -> Index:
+def pack(
+    source: str | Path,
+    out: Path,
+    *,
+    labelling: Labelling | None = None,
+    encoding: Encoding | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Index:
     """Write shards and index of `source` into the folder `out`, which must be empty or absent.
 
-    The result is a function of the images alone, byte for byte: classes are the sorted folder names, samples are
-    shuffled with a fixed seed, times and owners are zero. The folder appears when it is complete. Raises
-    DataError for a source without images or an `out` that holds something else.
+    The result is a function of the images and the options alone, byte for byte, whatever `jobs` is and however often
+    it was killed: classes are the sorted names, samples are shuffled with a fixed seed, times and owners are zero. A
+    shard ends with the image that brings it to `shard_bytes` (counted before encoding anew). The folder appears when
+    it is complete. Raises DataError for a source that cannot be packed whole or an `out` that holds something else.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is there already and not empty; remove it or choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.packing-") as folder:
-        work = Path(folder) / "shards"
-        work.mkdir()
-        with _opened(source, Path(folder)) as found:
-            if not found.items:
-                raise DataError(f"{source}: no JPEG or PNG images in class folders (expected CLASS/IMAGE)")
-            _write(found, work, shard_bytes, Path(source).name, progress)
-        return _published(work, out)
-
-
-def _published(work: Path, out: Path) -> Index:
-    """Put the finished folder in its place. Another process may have packed the same data meanwhile."""
-    try:
-        if out.exists():
-            out.rmdir()
-        os.rename(work, out)
-    except OSError as error:
-        if not (out / "index.json").is_file() or open_index(out).sha256 != open_index(work).sha256:
-            raise DataError(f"{out}: the shards cannot be put there: {error.strerror}") from None
+    work = out.with_name(f".{out.name}.packing")
+    recipe = Recipe(source, work, labelling or Labelling(), encoding or Encoding(), shard_bytes)
+    with alone(work.with_suffix(".lock"), lambda: False, lambda: say(f"{out}: is being packed already; waiting")):
+        if (out / "index.json").is_file():
+            index = open_index(out)
+            if index.source == recipe.name:
+                return index
+        try:
+            _pack(recipe, jobs, progress, say)
+        except DataError:
+            shutil.rmtree(work, ignore_errors=True)  # whoever repairs the source changes it
+            raise
+        except OSError as error:
+            raise OrchestratorError(f"{work}: cannot be written: {error}; then the same command goes on") from None
+        _publish(recipe.shards, out)
+        shutil.rmtree(work)
     return open_index(out)
 
 
-@contextmanager
-def _opened(source: str | Path, scratch: Path) -> Iterator[Found]:
-    """The images of a source, which stays open meanwhile."""
-    if source == DIGITS:
-        yield Found(_digits())
+def _pack(recipe: Recipe, jobs: int, progress: Progress | None, say: Callable[[str], None]) -> None:
+    """Write what is missing of shards and index."""
+    labels = read_labels(recipe.labelling)
+    recipe.work.mkdir(exist_ok=True)
+    with opened(recipe.source, recipe.work, labels.per_image) as found:
+        classes = class_list((item.label for item in found.items), labels, str(recipe.source), recipe.labelling)
+        tasks = _planned(recipe, found.items, classes)
+        _begin(recipe, _plan_hash(tasks, classes, found.stamp))
+        total = len(found.items)
+        missing = [task for task in tasks if not _is_whole(task)]
+        done = total - sum(len(task.items) for task in missing)
+        if done:
+            say(f"{len(tasks) - len(missing)} of {len(tasks)} shards are there already")
+        if progress is not None:
+            progress(done, total)
+        _write(missing, done, total, min(jobs, len(missing)), progress)
+        shards, rows = _read_notes(tasks)
+    extra = named(classes, labels.names)
+    write_index(recipe.shards, classes, shards, rows, recipe.name, found.ignored, extra=extra)
+
+
+def _write(missing: Sequence[Task], done: int, total: int, jobs: int, progress: Progress | None) -> None:
+    """Write shards; progress is told by image in this process, by shard where others write them."""
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    if jobs <= 1:
+        for task in missing:
+            write_shard(task, tick)
         return
-    path = Path(source)
-    if path.is_dir():
-        yield _folder_items(path)
-    elif path.is_file():
-        with _tar_file(path, scratch / "source.tar") as file:
-            yield _tar_items(path, file)
-    else:
-        raise DataError(f"{path}: no such file or folder; SOURCE is an image folder, a tar(.gz) of one, or digits")
+    for written in results(write_shard, missing, jobs):
+        done += written
+        if progress is not None:
+            progress(done, total)
 
 
-def _digits() -> list[Item]:
-    """scikit-learn's 1797 handwritten digits, 8 x 8, as gray PNG (Alpaydin and Kaynak, UCI 1998)."""
-    table = np.loadtxt(_digits_file(), delimiter=",", dtype=np.float64)
-    pixels = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-
-    def reader(i: int) -> Callable[[], bytes]:
-        return lambda: encode_png(pixels[i])
-
-    labels = [f"{label:.0f}" for label in table[:, -1]]
-    return sorted(
-        (Item(label, f"{label}/{i:04d}.png", reader(i)) for i, label in enumerate(labels)),
-        key=lambda item: (item.label, item.name),
-    )
-
-
-def _digits_file() -> Path:
-    """Where scikit-learn keeps them; importing it for this one table would take 4 s."""
-    package = importlib.util.find_spec("sklearn")
-    assert package is not None and package.submodule_search_locations, "a dependency of this package"
-    return Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
-
-
-def _is_image(name: PurePosixPath | Path) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) for part in name.parts)
-    return name.suffix.lower() in _IMAGE_NAMES and not hidden
-
-
-def _folder_items(root: Path) -> Found:
-    items, ignored = [], 0
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    # Class folders may be links. Not Path.rglob: it leaves out folders that it may not read, without a word.
-    _, labels, beside = next(os.walk(root, onerror=fail))
-    ignored += len(beside)
-    for label in labels:
-        for folder, _, files in os.walk(root / label, onerror=fail):
-            for path in (Path(folder, file) for file in files):
-                name = path.relative_to(root)
-                if not _is_image(name):
-                    ignored += 1
-                elif not path.is_file():
-                    raise DataError(f"{path}: is a link to nothing or no ordinary file; repair or remove it")
-                else:
-                    items.append(Item(label, name.as_posix(), _file_reader(path)))
-    return Found(sorted(items, key=lambda item: (item.label, item.name)), ignored)
-
-
-def _file_reader(path: Path) -> Callable[[], bytes]:
-    def read() -> bytes:
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-    return read
-
-
-@contextmanager
-def _tar_file(path: Path, plain: Path) -> Iterator[BinaryIO]:
-    """A tar that can be read at any place; a compressed one is unpacked beside the shards first."""
-    try:
-        with open(path, "rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        if compressed:
-            with gzip.open(path) as source, open(plain, "wb") as target:
-                shutil.copyfileobj(source, target, 2**20)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be unpacked: {error}") from None
-    with open(plain if compressed else path, "rb") as file:
-        yield file
-    plain.unlink(missing_ok=True)
-
-
-def _tar_items(path: Path, file: BinaryIO) -> Found:
-    found: list[tuple[PurePosixPath, int, int]] = []
-    ignored = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if member.isfile() and not member.issparse() and _is_image(name) and len(name.parts) > 1:
-                    found.append((name, member.offset_data, member.size))
-                elif not member.isdir():
-                    ignored += 1
-            end = tar.offset
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: is not a tar that can be read: {error}") from None
-    descriptor = file.fileno()
-    # A reader takes a damaged header for the end; only a block of zeros is one.
-    if os.pread(descriptor, tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-        raise DataError(
-            f"{path}: is damaged or cut at byte {end} of the tar, after {len(found)} images: the end mark of a tar is "
-            "missing there; get the file again"
-        )
-
-    def reader(offset: int, size: int) -> Callable[[], bytes]:
-        return lambda: os.pread(descriptor, size, offset)
-
-    depth = _class_depth({name.parts[:-1] for name, _, _ in found})
-    in_classes = [(name, offset, size) for name, offset, size in found if len(name.parts) > depth + 1]
-    items = [Item(name.parts[depth], str(name), reader(offset, size)) for name, offset, size in in_classes]
-    return Found(sorted(items, key=lambda item: (item.label, item.name)), ignored + len(found) - len(in_classes))
-
-
-def _class_depth(folders: set[tuple[str, ...]]) -> int:
-    """Which part of the paths is the class: the first one below the folder that holds all folders with images."""
-    common = 0
-    for parts in zip(*folders, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common += 1
-    return common - 1 if len(folders) == 1 else common
-
-
-def _write(found: Found, work: Path, shard_bytes: int, source: str, progress: Progress | None) -> None:
-    items = found.items
-    classes = sorted({item.label for item in items})
+def _planned(recipe: Recipe, items: Sequence[Item], classes: Sequence[str]) -> list[Task]:
+    """Which image goes where: a permutation with a fixed seed, cut where a shard is full."""
     numbers = {label: i for i, label in enumerate(classes)}
     random = np.random.Generator(np.random.PCG64(derive_seed(0, "pack")))
-    rows = np.zeros(len(items), dtype=member_dtype(_KEY_DIGITS))
-    shards: list[Shard] = []
-    writer: ShardWriter | None = None
+    order = random.permutation(len(items)).tolist()
+    tasks: list[Task] = []
+    first = size = 0
+    for i, chosen in enumerate(order, start=1):
+        size += member_bytes(items[chosen].size) + member_bytes(1)
+        if size >= recipe.shard_bytes or i == len(order):
+            own = [items[k] for k in order[first:i]]
+            tasks.append(Task(recipe, len(tasks), first, own, [numbers[item.label] for item in own]))
+            first, size = i, 0
+    return tasks
+
+
+def _plan_hash(tasks: Sequence[Task], classes: Sequence[str], stamp: tuple[int, int]) -> str:
+    """What decides the bytes of all shards. Shards of another plan are of no use."""
+    digest = hashlib.sha256(json.dumps([list(classes), stamp, tasks[0].recipe.encoding.name]).encode())
+    for task in tasks:
+        for item, label in zip(task.items, task.labels, strict=True):
+            digest.update(f"{task.number}\0{label}\0{item.name}\0{item.offset}\0{item.size}\n".encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def _begin(recipe: Recipe, plan: str) -> None:
+    """Keep finished shards of this plan, remove those of another one and everything half written."""
+    stated = recipe.work / "plan"
+    if not stated.is_file() or stated.read_text(encoding="utf-8") != plan:
+        for note in recipe.work.glob("*.json"):
+            note.unlink()
+        shutil.rmtree(recipe.shards, ignore_errors=True)
+        recipe.shards.mkdir()
+        write_atomically(stated, plan)
+    for temporary in recipe.work.glob(".*.tmp"):
+        temporary.unlink()
+    for path in recipe.shards.iterdir():
+        if not (recipe.work / f"{path.name}.json").is_file():
+            path.unlink()
+
+
+def _is_whole(task: Task) -> bool:
+    """Whether a shard was finished: its bytes were on the disk before the note was."""
     try:
-        for i, chosen in enumerate(random.permutation(len(items)).tolist()):
-            item = items[chosen]
-            data = item.read()
-            suffix = suffix_of(data)
-            if suffix is None:
-                raise DataError(f"{source}: {item.name}: neither JPEG nor PNG by its first bytes; remove it")
-            if writer is None:
-                writer = ShardWriter(work / f"shard-{len(shards):06d}.tar")
-            key, label = f"{i:0{_KEY_DIGITS}d}", numbers[item.label]
+        stated = json.loads(task.note.read_text(encoding="utf-8"))["shard"]["bytes"]
+        return bool(task.path.stat().st_size == stated)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_shard(task: Task, tick: Callable[[], None] = lambda: None) -> int:
+    """Write one shard under a name of its own, then give it its name, then its note. Returns its images."""
+    rows = np.zeros(len(task.items), dtype=member_dtype(_KEY_DIGITS))
+    temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}.tmp")
+    writer = ShardWriter(temporary)
+    try:
+        for i, (item, label) in enumerate(zip(task.items, task.labels, strict=True)):
+            suffix, data = _image(item, task)
+            key = f"{task.first + i:0{_KEY_DIGITS}d}"
             offset = writer.add(f"{key}.{suffix}", data)
             writer.add(f"{key}.cls", str(label).encode())
-            place = (key.encode(), len(shards), offset, len(data))
+            place = (key.encode(), task.number, offset, len(data))
             rows[i] = (*place, zlib.crc32(data), label, SUFFIXES.index(suffix))
             writer.samples += 1
-            if writer.position >= shard_bytes:
-                shards.append(writer.finish())
-                writer = None
-            if progress is not None:
-                progress(i + 1, len(items))
-        if writer is not None:
-            shards.append(writer.finish())
+            tick()
+        shard = replace(writer.finish(), name=task.path.name)
+        os.replace(temporary, task.path)
     finally:
-        if writer is not None:
-            writer.close()
-    write_index(work, classes, shards, rows, source, found.ignored)
+        writer.close()
+        temporary.unlink(missing_ok=True)
+    write_atomically(task.note, json.dumps({"shard": asdict(shard), "rows": rows.tobytes().hex()}))
+    return len(rows)
+
+
+def _image(item: Item, task: Task) -> tuple[str, bytes]:
+    """Suffix and bytes of an image as it is packed."""
+    data = read_item(item)
+    suffix = suffix_of(data)
+    if suffix is None:
+        raise DataError(f"{task.recipe.name}: {item.name}: neither JPEG nor PNG by its first bytes; remove it")
+    if task.recipe.encoding.is_asked:
+        try:
+            data = encoded(data, suffix, task.recipe.encoding)
+        except BadImage as error:
+            raise DataError(f"{task.recipe.name}: {item.name}: {error}; remove it") from None
+    return suffix, data
+
+
+def _read_notes(tasks: Sequence[Task]) -> tuple[list[Shard], Rows]:
+    shards, rows = [], np.zeros(sum(len(task.items) for task in tasks), dtype=member_dtype(_KEY_DIGITS))
+    for task in tasks:
+        note = json.loads(task.note.read_text(encoding="utf-8"))
+        shards.append(Shard(**note["shard"]))
+        rows[task.first : task.first + len(task.items)] = np.frombuffer(bytes.fromhex(note["rows"]), dtype=rows.dtype)
+    return shards, rows
+
+
+def _publish(shards: Path, out: Path) -> None:
+    """Put the finished folder in its place."""
+    try:
+        if out.exists():
+            out.rmdir()
+        os.rename(shards, out)
+    except OSError as error:
+        raise DataError(f"{out}: the shards cannot be put there: {error.strerror}") from None

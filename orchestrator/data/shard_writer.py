@@ -10,6 +10,11 @@ from pathlib import Path
 from orchestrator.data.index import Shard
 
 
+def member_bytes(length: int) -> int:
+    """What a member of `length` bytes takes in a shard."""
+    return tarfile.BLOCKSIZE + -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
 class ShardWriter:
     """A plain ustar file that knows where every member's bytes begin."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from orchestrator.data.command import Ticker
-from orchestrator.data.feature_store import MadeShard, alone, is_whole, kept_shards, publish, samples_written
+from orchestrator.data.feature_store import MadeShard, is_whole, kept_shards, publish, samples_written
 from orchestrator.data.features import FeatureFolders
 from orchestrator.data.index import open_index
 from orchestrator.errors import EXIT_DONE, Interrupted, JobError
@@ -26,6 +26,7 @@ from orchestrator.launch.signals import StopSignal
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.features import Wanted, ask_to_stop, examine, wanted_sets
 from orchestrator.run.planning import resolved
+from orchestrator.storage import alone
 
 _POLL_S = 0.25
 
@@ -149,7 +150,7 @@ class Maker:
         def tell_waiting() -> None:
             self.say(f"Features of {wanted.name} are being made by another process; waiting for it")
 
-        with alone(plan, lambda: self._stopped, tell_waiting):
+        with alone(plan.lock, lambda: self._stopped, tell_waiting):
             self._refuse_to_go_on()
             if self._there(wanted):  # the other process has made it
                 return

@@ -15,6 +15,8 @@ from PIL import Image
 from orchestrator.data.index import Index
 from orchestrator.data.pack import pack
 
+Files = list[tuple[str, bytes]]
+
 
 def noise(seed: int, width: int = 9, height: int = 7, channels: int = 3) -> np.ndarray:
     """Random pixels (height, width, channels), without the last axis for one channel."""
@@ -30,13 +32,20 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", mode: str | None = None, **op
     return buffer.getvalue()
 
 
-def write_tar(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
+def tar_bytes(files: Sequence[tuple[str, bytes]]) -> bytes:
     """A tar of (name, content)."""
-    with tarfile.open(path, "w") as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in files:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
+    """A tar of (name, content) as a file."""
+    path.write_bytes(tar_bytes(files))
     return path
 
 

@@ -17,7 +17,6 @@ import webdataset
 
 from orchestrator.data.feature_store import (
     SetPlan,
-    alone,
     feature_key,
     is_whole,
     kept_shards,
@@ -30,6 +29,7 @@ from orchestrator.data.index import FEATURES, Index, file_sha256, open_index
 from orchestrator.data.pack import pack
 from orchestrator.data.stream import EvalStream, TrainStream
 from orchestrator.errors import DataError
+from orchestrator.storage import alone
 
 PARTS = (5, 32)
 
@@ -216,17 +216,17 @@ def test_only_one_holder_at_a_time_and_the_next_one_is_told(digits: Index, tmp_p
 
     def second() -> None:
         inside.wait(5)
-        with alone(plan, lambda: False, lambda: waited.append(True)) as held:
+        with alone(plan.lock, lambda: False, lambda: waited.append(True)) as held:
             order.append(("second", held))
 
     thread = threading.Thread(target=second)
-    with alone(plan, lambda: False, lambda: waited.append(False)):
+    with alone(plan.lock, lambda: False, lambda: waited.append(False)):
         thread.start()
         inside.set()
         while not waited:
             thread.join(0.01)
         order.append(("first", True))
-        with alone(plan, lambda: True, lambda: None) as held:
+        with alone(plan.lock, lambda: True, lambda: None) as held:
             assert not held, "who is told to stop does not wait"
     thread.join(5)
     assert order == [("first", True), ("second", True)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -126,25 +128,36 @@ def test_names_that_point_out_of_the_archive_write_nothing_there(images: Files, 
 def test_progress_counts_up_to_the_number_of_images(images: Files, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     pack(write_tar(tmp_path / "x.tar", images), tmp_path / "x", progress=lambda *call: calls.append(call))
-    assert calls == [(i, 12) for i in range(1, 13)]
+    assert calls == [(i, 12) for i in range(13)]
 
 
-def test_two_processes_that_pack_the_same_at_once_both_succeed(
-    images: Files, small: Index, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = write_tar(tmp_path / "small.tar", images)
-    out = tmp_path / "late"
+def test_who_packs_the_same_meanwhile_waits_and_gets_it(images: Files, small: Index, tmp_path: Path) -> None:
+    source, out = write_tar(tmp_path / "small.tar", images), tmp_path / "out"
+    told: list[str] = []
 
-    def other_is_first(done: int, total: int) -> None:
-        if done == total:
-            pack(source, out, shard_bytes=6000)
+    def second() -> Index:
+        return pack(source, out, shard_bytes=6000, say=told.append)
 
-    assert pack(source, out, shard_bytes=6000, progress=other_is_first).sha256 == small.sha256
+    with ThreadPoolExecutor(1) as pool:
+        later: list[Future[Index]] = []
 
+        def begin_second(done: int, total: int) -> None:
+            if done == 1:
+                later.append(pool.submit(second))
+            while done == total and not told:
+                time.sleep(0.01)
+
+        first = pack(source, out, shard_bytes=6000, progress=begin_second)
+        assert later[0].result(10).sha256 == first.sha256 == small.sha256
+    assert told == [f"{out}: is being packed already; waiting"]
+
+
+def test_a_folder_that_somebody_fills_meanwhile_stays_as_it_is(images: Files, tmp_path: Path) -> None:
     def somebody_else_is_there(done: int, total: int) -> None:
         (tmp_path / "taken").mkdir(exist_ok=True)
         (tmp_path / "taken" / "file").touch()
 
+    source = write_tar(tmp_path / "small.tar", images)
     with pytest.raises(DataError, match="taken: the shards cannot be put there"):
         pack(source, tmp_path / "taken", progress=somebody_else_is_there)
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]

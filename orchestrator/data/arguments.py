@@ -1,0 +1,86 @@
+"""The words of `orchestrator data ...`. What they need is imported when they are called."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import JobError
+
+
+def add_to(actions: Any) -> None:
+    """Add the actions to the subparsers of `orchestrator data`."""
+    pack = actions.add_parser(
+        "pack",
+        help="images -> shards and index",
+        description="Goes on where it was killed. The bytes depend on the images and the options, not on --jobs.",
+    )
+    pack.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder or tar(.gz) of CLASS/IMAGE, tar or folder of class tars (ILSVRC2012_img_train.tar), unsorted "
+        "images with --labels (ILSVRC2012_img_val.tar), or `digits`",
+    )
+    pack.add_argument("out", metavar="OUT", type=Path, help="folder for *.tar and index.json")
+    pack.add_argument(
+        "--labels",
+        metavar="FILE",
+        type=Path,
+        help="classes of unsorted images in the order of their names: WordNet ids or numbers, one a line, or the "
+        "ILSVRC2012 devkit (tar.gz or folder)",
+    )
+    pack.add_argument(
+        "--synsets", metavar="FILE", type=Path, help="what numbers mean: meta.mat, or lines `WNID NUMBER [WORDS]`"
+    )
+    _add_classes(pack)
+    pack.add_argument("--shard-size", metavar="MIB", default="256", help="a shard before --max-side (default 256)")
+    pack.add_argument("--max-side", metavar="PIXELS", help="make larger images smaller")
+    pack.add_argument("--quality", metavar="1..100", help="encode every JPEG anew (default of --max-side: 90)")
+    verify = actions.add_parser("verify", help="check every hash, count and label")
+    stats = actions.add_parser("stats", help="classes, sizes, bytes")
+    for action in (verify, stats):
+        action.add_argument("out", metavar="OUT", type=Path, help="a folder with index.json")
+
+
+def _add_classes(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--classes", metavar="INDEX", type=Path, help="a packed set whose class list this one gets")
+    action.add_argument("--class-names", metavar="FILE", type=Path, help="readable names, lines `CLASS NAME`")
+    _add_jobs(action)
+
+
+def _add_jobs(action: argparse.ArgumentParser) -> None:
+    action.add_argument("--jobs", metavar="N", help="processes (default: cores)")
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Carry out the action; returns the exit code."""
+    from orchestrator.data import command
+
+    if arguments.action == "pack":
+        return _pack(arguments)
+    return command.verify(arguments.out) if arguments.action == "verify" else command.stats(arguments.out)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from orchestrator.data import command
+    from orchestrator.data.labels import Labelling
+    from orchestrator.data.reencode import Encoding
+
+    return command.pack(
+        arguments.source,
+        arguments.out,
+        labelling=Labelling(arguments.labels, arguments.synsets, arguments.classes, arguments.class_names),
+        encoding=Encoding(_number(arguments.max_side, "--max-side"), _number(arguments.quality, "--quality", most=100)),
+        shard_bytes=(_number(arguments.shard_size, "--shard-size") or 0) * 2**20,
+        jobs=_number(arguments.jobs, "--jobs"),
+    )
+
+
+def _number(text: str | None, flag: str, most: int | None = None) -> int | None:
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1 or (most is not None and int(text) > most):
+        limits = ">= 1" if most is None else f"from 1 to {most}"
+        raise JobError(f"{flag}: must be a whole number {limits}, got {text!r}")
+    return int(text)
