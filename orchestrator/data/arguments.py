@@ -37,7 +37,17 @@ def add_to(actions: Any) -> None:
     pack.add_argument("--shard-size", metavar="MIB", default="256", help="a shard before --max-side (default 256)")
     pack.add_argument("--max-side", metavar="PIXELS", help="make larger images smaller")
     pack.add_argument("--quality", metavar="1..100", help="encode every JPEG anew (default of --max-side: 90)")
+    index = actions.add_parser("index", help="an index for WebDataset shards that are there; they stay as they are")
+    index.add_argument("folder", metavar="FOLDER", type=Path, help="folder of *.tar with .jpg, .jpeg or .png and .cls")
+    _add_classes(index)
     verify = actions.add_parser("verify", help="check every hash, count and label")
+    verify.add_argument("--decode", action="store_true", help="decode every image too")
+    verify.add_argument(
+        "--fix",
+        action="store_true",
+        help="name bad samples in quarantine.json: training leaves them out",
+    )
+    _add_jobs(verify)
     stats = actions.add_parser("stats", help="classes, sizes, bytes")
     for action in (verify, stats):
         action.add_argument("out", metavar="OUT", type=Path, help="a folder with index.json")
@@ -56,10 +66,17 @@ def _add_jobs(action: argparse.ArgumentParser) -> None:
 def call(arguments: argparse.Namespace) -> int:
     """Carry out the action; returns the exit code."""
     from orchestrator.data import command
+    from orchestrator.data.labels import Labelling
 
     if arguments.action == "pack":
         return _pack(arguments)
-    return command.verify(arguments.out) if arguments.action == "verify" else command.stats(arguments.out)
+    if arguments.action == "index":
+        labelling = Labelling(classes=arguments.classes, class_names=arguments.class_names)
+        return command.index(arguments.folder, labelling=labelling, jobs=_number(arguments.jobs, "--jobs"))
+    if arguments.action == "verify":
+        jobs = _number(arguments.jobs, "--jobs")
+        return command.verify(arguments.out, decode=arguments.decode, fix=arguments.fix, jobs=jobs)
+    return command.stats(arguments.out)
 
 
 def _pack(arguments: argparse.Namespace) -> int:

@@ -10,23 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.data.in_place import index_in_place
 from orchestrator.data.index import SUFFIXES, Index, open_index
 from orchestrator.data.labels import Labelling
 from orchestrator.data.pack import SHARD_BYTES
 from orchestrator.data.pack import pack as pack_shards
 from orchestrator.data.parallel import cores
+from orchestrator.data.quarantine import FILE, read_reasons, write_quarantine
 from orchestrator.data.reencode import Encoding
-from orchestrator.data.verify import problems
+from orchestrator.data.verify import left_out, problems
 from orchestrator.errors import EXIT_DONE, DataError, Interrupted
+
+_SHOWN = 50
 
 
 class Ticker:
     """One line that is rewritten on a terminal, and one line every ten seconds elsewhere."""
 
-    def __init__(self, verb: str, done: int | None = None) -> None:
+    def __init__(self, verb: str, done: int | None = None, unit: str = "images") -> None:
         """`done` is what was there before the clock began; without it the first call tells, and starts the clock."""
         self._verb, self._began, self._before = verb, time.monotonic(), done
-        self._next, self._over = 0.0, False
+        self._unit, self._next, self._over = unit, 0.0, False
         self._live = sys.stderr.isatty()
         self._every_s = 0.2 if self._live else 10.0
 
@@ -40,7 +44,8 @@ class Ticker:
         self._over = done == total
         self._next = now + self._every_s
         rate = max(0, done - self._before) / max(now - self._began, 1e-9)
-        line = f"{self._verb} {done} of {total} images, {rate:.0f} images/s{_left((total - done) / (rate or 1))}"
+        left = _left((total - done) / (rate or 1))
+        line = f"{self._verb} {done} of {total} {self._unit}, {rate:.0f} {self._unit}/s{left}"
         end = "\n" if done == total or not self._live else "\x1b[K\r"
         print(line, end=end, file=sys.stderr, flush=True)
 
@@ -110,12 +115,36 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def verify(out: Path) -> int:
+def index(folder: Path, *, labelling: Labelling | None = None, jobs: int | None = None) -> int:
+    """Write the index of shards that another program wrote."""
+    jobs, ticker = jobs or cores(), Ticker("indexed", unit="shards")
+    with _stoppable(f"indexing {folder}"):
+        made = index_in_place(folder, labelling=labelling, jobs=jobs, progress=ticker)
+    print(f"{folder}: {_summary(made)}; read once in {ticker.seconds:.1f} s, the shards stay as they are")
+    return EXIT_DONE
+
+
+def verify(out: Path, *, decode: bool = False, fix: bool = False, jobs: int | None = None) -> int:
     index = open_index(out)
-    wrong = problems(index, progress=Ticker("verified", done=0))
-    if wrong:
-        raise DataError(f"{out}: {len(wrong)} problems:\n  " + "\n  ".join(wrong[:50]))
-    print(f"{out}: all hashes, keys, labels and images are right: {_summary(index)}")
+    with _stoppable(f"verifying {out}"):
+        wrong = problems(index, decode=decode, jobs=jobs or cores(), progress=Ticker("verified"))
+    reasons, rest = left_out(wrong)
+    known = read_reasons(index)
+    new = {key: why for key, why in reasons.items() if key not in known}
+    if fix and new:
+        write_quarantine(index, known | new)
+        print("\n".join(new.values()))
+        print(f"{out}: {len(new)} of {index.num_samples} samples were named in {FILE}: training leaves them out")
+        known, new = known | new, {}
+    lines = [problem.text for problem in wrong if problem.key not in known] if new else [p.text for p in rest]
+    if lines:
+        shown = "\n  ".join(lines[:_SHOWN])
+        more = f"\n  ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+        remedy = f"\n{len(new)} samples can be left out of training: add --fix" if new else ""
+        raise DataError(f"{out}: {len(lines)} problems:\n  {shown}{more}{remedy}")
+    what = "hashes, keys, labels and images" if decode else "hashes, keys and labels"
+    beside = f" but for {len(known)} samples in quarantine" if known else ""
+    print(f"{out}: all {what} are right{beside}: {_summary(index)}")
     return EXIT_DONE
 
 

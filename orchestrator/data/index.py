@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import DataError
+from orchestrator.storage import write_atomically
 
 VERSION = 1
-SUFFIXES = ("jpg", "png")
+SUFFIXES = ("jpg", "png", "jpeg")
 MEMBERS = "members.npy"
+Rows = NDArray[Any]
 # Tables up to this size (ImageNet's has 45 MB) are hashed when they are opened, larger ones by `data verify` alone.
 _HASHED_BYTES = 64 * 2**20
 
@@ -156,7 +158,7 @@ def write_index(
         "members": {"file": table.name, "bytes": table.stat().st_size, "sha256": members_sha256},
         **({"extra": dict(extra)} if extra else {}),
     }
-    (folder / "index.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / "index.json", json.dumps(content, indent=1) + "\n")
     return identity
 
 

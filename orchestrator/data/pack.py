@@ -14,14 +14,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hff.randomness import derive_seed
 from orchestrator.data.decode import BadImage, suffix_of
-from orchestrator.data.index import SUFFIXES, Index, Shard, member_dtype, open_index, write_index
+from orchestrator.data.index import SUFFIXES, Index, Rows, Shard, member_dtype, open_index, write_index
 from orchestrator.data.labels import Labelling, class_list, named, read_labels
 from orchestrator.data.parallel import results
 from orchestrator.data.reencode import Encoding, encoded
@@ -34,7 +32,6 @@ SHARD_BYTES = 256 * 2**20
 _KEY_DIGITS = 9
 
 Progress = Callable[[int, int], None]
-Rows = NDArray[Any]
 
 
 @dataclass(frozen=True)

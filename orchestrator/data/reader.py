@@ -20,6 +20,22 @@ def header_checksum_is_right(header: bytes) -> bool:
     return header[148:156] in (b"%06o\0 " % total, b"%06o \0" % total, b"%07o\0" % total)
 
 
+def header_is_of(header: bytes, member: str) -> bool:
+    """Whether a tar header states the name of a member, as far as the header can hold it; suffixes in any case.
+
+    A name that does not fit stands in a member before (GNU, PAX), and its beginning here; one that is not ASCII may
+    stand here in any spelling.
+    """
+    name = header[:100].rstrip(b"\0")
+    prefix = header[345:500].rstrip(b"\0")
+    if prefix and header[257:263] == b"ustar\0":
+        name = prefix + b"/" + name
+    stem, dot, suffix = name.rpartition(b".")
+    if stem + dot + suffix.lower() == member.encode() or not member.isascii():
+        return True
+    return len(member) > 100 and len(name) == 100 and member.lower().startswith(name.decode(errors="replace").lower())
+
+
 class _File:
     """An open shard; closed when nobody holds it any more, so never under a thread that reads."""
 
@@ -66,7 +82,7 @@ class ShardReader:
             raise DataError(f"{where}: expected {length} bytes at {offset}, found {max(0, len(raw) - _BLOCK)}")
         header, payload = raw[:_BLOCK], raw[_BLOCK:]
         name = header[:100].rstrip(b"\0").decode(errors="replace")
-        if name != member or not header_checksum_is_right(header):
+        if not header_is_of(header, member) or not header_checksum_is_right(header):
             raise DataError(f"{where}: the header of member .{self._suffixes[kind]} is damaged (found name {name!r})")
         found = zlib.crc32(payload)
         if found != crc:

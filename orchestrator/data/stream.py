@@ -21,9 +21,10 @@ from torch import Tensor
 
 from orchestrator.data.augment import Augmenter
 from orchestrator.data.decode import BadImage, decode
-from orchestrator.data.index import Index
+from orchestrator.data.index import SUFFIXES, Index
 from orchestrator.data.jpeg import decode_plain
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
+from orchestrator.data.quarantine import Quarantined, quarantined
 from orchestrator.data.reader import ShardReader
 from orchestrator.errors import DataError
 
@@ -65,7 +66,7 @@ class ImageSource:
         interpolation: str = "bilinear",
     ) -> None:
         self._index, self._labels = index, index.labels if labels is None else labels
-        self._reader = ShardReader(index)
+        self._reader, self._quarantined = ShardReader(index), quarantined(index)
         self._image_size, self._channels = image_size, channels
         self._augment, self._seed = augment or {}, seed
         self._decode = partial(
@@ -92,13 +93,18 @@ class ImageSource:
         """Source: samples as every WebDataset reader gives them, with their place in the index and their crop."""
         crops = augmenter.crops(indices) if augmenter else None
         for place, (i, label) in enumerate(zip(indices.tolist(), self._labels[indices].tolist(), strict=True)):
+            if i in self._quarantined:
+                yield {"__index__": i, "fault": self._quarantined[i]}
+                continue
             crop = crops[place] if crops else None
             key, suffix, data = self._reader.read(i)
             url = self._reader.path(i)
             yield {"__key__": key, "__url__": url, "__index__": i, "__crop__": crop, suffix: data, "cls": label}
 
     def _decoded(self, sample: Sample) -> Sample:
-        data = sample["jpg"] if "jpg" in sample else sample["png"]
+        if "fault" in sample:
+            return sample
+        data = next(sample[suffix] for suffix in SUFFIXES if suffix in sample)
         try:
             sample["pixels"] = self._decode(data, crop=sample["__crop__"])
         except BadImage as error:
@@ -190,8 +196,8 @@ class TrainStream:
         # closing: an error that somebody keeps would otherwise keep the threads too.
         with closing(ahead(self._tasks(start, stop), self._threads, self._prefetch)) as batches:
             for step, batch in zip(range(start, stop), batches, strict=True):
-                faults = batch.skipped.values()
-                bad = list(faults) if step % self.steps_per_epoch == 0 else [*bad, *faults]
+                faults = [fault for fault in batch.skipped.values() if not isinstance(fault, Quarantined)]
+                bad = faults if step % self.steps_per_epoch == 0 else [*bad, *faults]
                 if len(bad) > self._allowed:
                     raise DataError(
                         f"{len(bad)} images of this epoch cannot be decoded, data.bad_sample_budget allows "

@@ -1,47 +1,85 @@
-"""Check a packed data set against its index, byte by byte, and every image by decoding it."""
+"""Check a data set against its index, byte by byte, and if wanted every image by decoding it."""
 
 from __future__ import annotations
 
-import os
-import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.data.decode import BadImage, decode
-from orchestrator.data.index import SUFFIXES, Index, Shard, file_sha256
+from orchestrator.data.index import SUFFIXES, Index, file_sha256
+from orchestrator.data.parallel import results
 from orchestrator.data.reader import ShardReader
+from orchestrator.data.scan import Found, scan, table
 from orchestrator.errors import DataError
 
-Indices = NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 
-def problems(index: Index, progress: Progress | None = None) -> list[str]:
-    """Everything that is wrong, one line each; empty when the data are what the index says."""
-    wrong = _table_problems(index)
-    reader = ShardReader(index)
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in one line; `key` where it concerns one sample, which could be left out.
+
+    `bytes_only`: the shard as a whole has another hash, which any other problem of it explains.
+    """
+
+    text: str
+    shard: int | None = None
+    key: str | None = None
+    bytes_only: bool = False
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One shard with its rows: an index of its own, small enough to be sent to another process."""
+
+    number: int
+    index: Index
+    decode: bool
+
+    @property
+    def path(self) -> Path:
+        return self.index.folder / self.index.shards[0].name
+
+
+def problems(index: Index, *, decode: bool = False, jobs: int = 1, progress: Progress | None = None) -> list[Problem]:
+    """Everything that is wrong, in the order of the shards; empty when the data are what the index says."""
+    found: dict[int, list[Problem]] = {}
     done = 0
+    if progress is not None:
+        progress(0, index.num_samples)
+    for number, samples, wrong in results(_checked, _checks(index, decode), min(jobs, len(index.shards))):
+        found[number] = wrong
+        done += samples
+        if progress is not None:
+            progress(done, index.num_samples)
+    return [*_table_problems(index), *(problem for number in sorted(found) for problem in found[number])]
+
+
+def left_out(wrong: Iterable[Problem]) -> tuple[dict[str, str], list[Problem]]:
+    """Reason by key of what leaving out samples would repair, and the problems that it would not."""
+    wrong = list(wrong)
+    reasons: dict[str, str] = {}
+    for problem in wrong:
+        if problem.key is not None:
+            reasons.setdefault(problem.key, problem.text)
+    explained = {problem.shard for problem in wrong if problem.key is not None}
+    rest = [p for p in wrong if p.key is None and not (p.bytes_only and p.shard in explained)]
+    return reasons, rest
+
+
+def _checks(index: Index, decode: bool) -> Iterator[_Check]:
+    order = np.argsort(index.members["shard"], kind="stable")
+    borders = np.searchsorted(index.members["shard"][order], np.arange(len(index.shards) + 1))
     for number, shard in enumerate(index.shards):
-        rows = np.flatnonzero(index.members["shard"] == number)
-        path = index.folder / shard.name
-        try:
-            found = file_sha256(path)
-        except OSError as error:
-            wrong.append(f"{path}: cannot be read: {error.strerror}")
-            continue
-        if found != shard.sha256:
-            wrong.append(f"{path}: expected SHA-256 {shard.sha256}, found {found}")
-        if os.path.getsize(path) == shard.bytes:
-            wrong += _image_problems(reader, rows, done, progress)
-            if found == shard.sha256:
-                wrong += _member_problems(index, shard, rows)
-        done += len(rows)
-    return wrong
+        rows = np.array(index.members[order[borders[number] : borders[number + 1]]])
+        rows["shard"] = 0
+        yield _Check(number, replace(index, shards=(shard,), members=rows), decode)
 
 
-def _table_problems(index: Index) -> list[str]:
+def _table_problems(index: Index) -> list[Problem]:
     """What is wrong with the member table as a whole."""
     wrong = []
     if not index.table_is_right():
@@ -51,48 +89,86 @@ def _table_problems(index: Index) -> list[str]:
     strays = np.count_nonzero(index.members["shard"] >= len(index.shards))
     if strays:
         wrong.append(f"{index.folder}: {strays} samples lie in shards that the index does not name")
-    return wrong
+    return [Problem(text) for text in wrong]
 
 
-def _image_problems(reader: ShardReader, rows: Indices, done: int, progress: Progress | None) -> list[str]:
-    """Header, CRC32 and pixels of every image of a shard."""
-    wrong = []
-    for count, i in enumerate(rows.tolist(), start=1):
-        try:
-            key, _, data = reader.read(i)
-            decode(data, image_size=8, channels=3)
-        except DataError as error:
-            wrong.append(str(error))
-        except BadImage as error:
-            wrong.append(f"{reader.path(i)}: key {key}: {error}")
-        if progress is not None:
-            progress(done + count, reader.index.num_samples)
-    return wrong
+def _checked(check: _Check) -> tuple[int, int, list[Problem]]:
+    """Number of the shard, its samples, and what is wrong with it."""
+    rows = check.index.members
+    return check.number, len(rows), list(_shard_problems(check))
 
 
-def _member_problems(index: Index, shard: Shard, rows: Indices) -> list[str]:
-    """Members of a shard against the index: an image and its class for every row, in order, and nothing else."""
-    path = index.folder / shard.name
-    wrong = []
-    if len(rows) != shard.samples:
-        wrong.append(f"{path}: expected {shard.samples} samples, the member table has {len(rows)}")
-    expected = []
-    for key, _, _, _, _, label, kind in index.members[rows].tolist():
-        name = key.decode(errors="replace")
-        expected += [(f"{name}.{SUFFIXES[kind]}" if kind < len(SUFFIXES) else name, None), (f"{name}.cls", str(label))]
-    with tarfile.open(path, "r:") as tar:
-        found = [(m.name, _text(tar, m) if m.name.endswith(".cls") else None) for m in tar]
-    for (name, label), (other, stated) in zip(expected, found, strict=False):
-        if name != other:
-            wrong.append(f"{path}: expected member {name}, found {other}")
-            break
-        if label != stated:
-            wrong.append(f"{path}: key {name[:-4]}: the shard says class {stated}, the index {label}")
-    if len(found) != len(expected):
-        wrong.append(f"{path}: expected {len(expected)} members, found {len(found)}")
-    return wrong
+def _shard_problems(check: _Check) -> Iterator[Problem]:
+    path, shard, number = check.path, check.index.shards[0], check.number
+    try:
+        size, found = path.stat().st_size, file_sha256(path)
+    except OSError as error:
+        yield Problem(f"{path}: cannot be read: {error.strerror}", number)
+        return
+    if size != shard.bytes:
+        yield Problem(f"{path}: expected {shard.bytes} bytes, found {size}; get the shard again", number)
+        return
+    if len(check.index.members) != shard.samples:
+        rows = len(check.index.members)
+        yield Problem(f"{path}: expected {shard.samples} samples, the member table has {rows}", number)
+    whole = found == shard.sha256
+    if not whole:
+        yield Problem(f"{path}: expected SHA-256 {shard.sha256}, found {found}", number, bytes_only=True)
+    yield from _member_problems(check, whole=whole)
+    if not whole or check.decode:
+        yield from _image_problems(check)
 
 
-def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    content = tar.extractfile(member)
-    return "" if content is None else content.read(20).decode(errors="replace")
+def _member_problems(check: _Check, *, whole: bool) -> Iterator[Problem]:
+    """The shard's own members against the rows of the index."""
+    path, rows = check.path, check.index.members
+    samples: list[Found] = []
+    # Where the bytes are others than they were, reading each image says it better.
+    columns = ("offset", "length", "crc32") if whole else ("offset", "length")
+    stopped = None
+    try:
+        for sample in scan(path, str(path)):
+            samples.append(sample)
+    except DataError as error:
+        stopped = error
+    found = {row["key"].decode(): row for row in table(samples)}
+    stated = {row["key"].decode(errors="replace"): row for row in rows}
+    for key, row in stated.items():
+        if key in found:
+            for text in _differences(found[key], row, columns):
+                yield Problem(f"{path}: key {key}: {text}", check.number, key)
+        elif stopped is None:
+            yield Problem(f"{path}: key {key}: is in the index, but not in the shard", check.number, key)
+    for key in found.keys() - stated.keys():
+        yield Problem(f"{path}: key {key}: is in the shard, but not in the index", check.number)
+    if stopped is not None:
+        missing = [key for key in stated if key not in found]
+        yield Problem(str(stopped), check.number, missing[0] if missing else None)
+
+
+def _differences(found: np.void, stated: np.void, columns: Sequence[str]) -> Iterator[str]:
+    if found["label"] != stated["label"]:
+        yield f"the shard says class {found['label']}, the index {stated['label']}"
+    for column in columns:
+        if found[column] != stated[column]:
+            yield f"{column}: the shard has {found[column]}, the index {stated[column]}"
+    if found["suffix"] != stated["suffix"]:
+        yield f"the shard has a .{SUFFIXES[found['suffix']]}, the index suffix {stated['suffix']}"
+
+
+def _image_problems(check: _Check) -> Iterator[Problem]:
+    """Header and CRC32 of every image of a shard, and its pixels."""
+    reader = ShardReader(check.index)
+    try:
+        for i in range(len(check.index.members)):
+            key = check.index.members["key"][i].decode(errors="replace")
+            try:
+                data = reader.read(i)[2]
+                if check.decode:
+                    decode(data, image_size=8, channels=3)
+            except DataError as error:
+                yield Problem(str(error), check.number, key)
+            except BadImage as error:
+                yield Problem(f"{check.path}: key {key}: {error}", check.number, key)
+    finally:
+        reader.close()

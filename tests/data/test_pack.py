@@ -173,7 +173,7 @@ def test_verify_names_a_missing_shard_and_a_damaged_one(packed: Index) -> None:
     data = bytearray(second.read_bytes())
     data[700] ^= 1
     second.write_bytes(data)
-    found = "\n".join(problems(packed))
+    found = "\n".join(problem.text for problem in problems(packed))
     assert f"{first}: cannot be read" in found
     assert f"{second}: expected SHA-256" in found
 
