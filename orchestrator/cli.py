@@ -241,7 +241,14 @@ def _data(arguments: argparse.Namespace) -> int:
         from orchestrator.launch.features import features_command
 
         return features_command(arguments.job, arguments.overrides)
-    return arguments_of_data.call(arguments)
+    code = arguments_of_data.call(arguments)
+    if arguments.action == "stats" and arguments.html is not None:
+        from orchestrator.data.index import open_index
+        from orchestrator.show.data_page import write_page
+
+        write_page(open_index(arguments.out), arguments.html)
+        print(f"Page: {arguments.html}")
+    return code
 
 
 def _eval(arguments: argparse.Namespace) -> int:

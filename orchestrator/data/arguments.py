@@ -48,7 +48,8 @@ def add_to(actions: Any) -> None:
         help="name bad samples in quarantine.json: training leaves them out",
     )
     _add_jobs(verify)
-    stats = actions.add_parser("stats", help="classes, sizes, bytes")
+    stats = actions.add_parser("stats", help="classes, sizes, modes, bytes, balance")
+    stats.add_argument("--html", metavar="FILE", type=Path, help="also one page with some of the images")
     for action in (verify, stats):
         action.add_argument("out", metavar="OUT", type=Path, help="a folder with index.json")
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from orchestrator.data.describe import describe
 from orchestrator.data.in_place import index_in_place
-from orchestrator.data.index import SUFFIXES, Index, open_index
+from orchestrator.data.index import Index, open_index
 from orchestrator.data.labels import Labelling
 from orchestrator.data.pack import SHARD_BYTES
 from orchestrator.data.pack import pack as pack_shards
@@ -150,19 +151,33 @@ def verify(out: Path, *, decode: bool = False, fix: bool = False, jobs: int | No
 
 def stats(out: Path) -> int:
     index = open_index(out)
-    lengths = index.members["length"].astype(np.int64)
-    per_class = np.bincount(index.labels, minlength=len(index.classes))
-    suffixes = np.bincount(index.members["suffix"], minlength=len(SUFFIXES))
+    found = describe(index)
+    low, mean, high = found.bytes
+    of = "all" if found.looked_at == found.samples else f"{found.looked_at} drawn evenly"
+    counts = found.per_class.values()
     print(f"{out}: {_summary(index)}")
     print(f"  identity        {index.sha256}")
-    print(f"  bytes per image {lengths.mean():.0f} mean, {lengths.min()} to {lengths.max()}")
-    print("  formats         " + ", ".join(f"{n} {s}" for n, s in zip(suffixes, SUFFIXES, strict=True) if n))
-    print(f"  per class       {per_class.min()} to {per_class.max()} images")
-    for name, count in list(zip(index.classes, per_class, strict=True))[:20]:
-        print(f"    {name:<20} {count}")
+    print(f"  bytes per image {mean:.0f} mean, {low} to {high}")
+    print(f"  formats         {_counts(found.suffixes)}")
+    print(f"  modes           {_counts(found.modes)} (of {of})")
+    if found.widths:
+        print(f"  width           {_spread(found.widths)}\n  height          {_spread(found.heights)}")
+    if found.bad:
+        print(f"  not to be opened {found.bad} of {found.looked_at}; see: orchestrator data verify --decode")
+    print(f"  per class       {min(counts)} to {max(counts)} images ({found.imbalance:.2f} : 1)")
+    for name, count in list(found.per_class.items())[:20]:
+        print(f"    {name:<20} {count:<8} {index.class_names.get(name, '')}".rstrip())
     if len(index.classes) > 20:
         print(f"    ... and {len(index.classes) - 20} more")
     return EXIT_DONE
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in counts.items())
+
+
+def _spread(values: Sequence[int]) -> str:
+    return f"{np.median(values):.0f} median, {min(values)} to {max(values)}"
 
 
 def _summary(index: Index) -> str:

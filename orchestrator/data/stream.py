@@ -65,7 +65,8 @@ class ImageSource:
         crop_share: float | None = None,
         interpolation: str = "bilinear",
     ) -> None:
-        self._index, self._labels = index, index.labels if labels is None else labels
+        # Not index.labels: a column of ten million rows is not read for one batch.
+        self._labels = index.members["label"] if labels is None else labels
         self._reader, self._quarantined = ShardReader(index), quarantined(index)
         self._image_size, self._channels = image_size, channels
         self._augment, self._seed = augment or {}, seed
