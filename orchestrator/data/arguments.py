@@ -61,7 +61,7 @@ def _add_classes(action: argparse.ArgumentParser) -> None:
 
 
 def _add_jobs(action: argparse.ArgumentParser) -> None:
-    action.add_argument("--jobs", metavar="N", help="processes (default: cores)")
+    action.add_argument("--jobs", metavar="N", help="processes (default: as many cores as are worth it)")
 
 
 def call(arguments: argparse.Namespace) -> int:

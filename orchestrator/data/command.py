@@ -16,7 +16,7 @@ from orchestrator.data.index import Index, open_index
 from orchestrator.data.labels import Labelling
 from orchestrator.data.pack import SHARD_BYTES
 from orchestrator.data.pack import pack as pack_shards
-from orchestrator.data.parallel import cores
+from orchestrator.data.parallel import worth
 from orchestrator.data.quarantine import FILE, read_reasons, write_quarantine
 from orchestrator.data.reencode import Encoding
 from orchestrator.data.verify import left_out, problems
@@ -50,10 +50,10 @@ class Ticker:
         end = "\n" if done == total or not self._live else "\x1b[K\r"
         print(line, end=end, file=sys.stderr, flush=True)
 
-    def speed(self, total: int, jobs: int) -> str:
+    def speed(self, total: int) -> str:
         """What was done since the clock began, in words."""
         done, seconds = total - (self._before or 0), self.seconds
-        return f"{done} in {seconds:.1f} s, {done / seconds / jobs:.0f} images/s for each of {jobs} processes"
+        return f"{done} in {seconds:.1f} s, {done / seconds:.0f} images/s"
 
     @property
     def seconds(self) -> float:
@@ -85,7 +85,7 @@ def pack(
             )
         print(f"{out} holds packed data already: {_summary(index)}. Remove the folder to pack it afresh.")
         return EXIT_DONE
-    jobs, ticker = jobs or cores(), Ticker("packed")
+    ticker = Ticker("packed")
     with _stoppable(f"packing {out}"):
         index = pack_shards(
             source,
@@ -97,7 +97,7 @@ def pack(
             progress=ticker,
             say=_say,
         )
-    print(f"{out}: {_summary(index)}; {ticker.speed(index.num_samples, jobs)}")
+    print(f"{out}: {_summary(index)}; {ticker.speed(index.num_samples)}")
     if index.ignored:
         print(f"  {index.ignored} files of the source are no images in a class folder and were ignored")
     return EXIT_DONE
@@ -118,7 +118,8 @@ def _say(line: str) -> None:
 
 def index(folder: Path, *, labelling: Labelling | None = None, jobs: int | None = None) -> int:
     """Write the index of shards that another program wrote."""
-    jobs, ticker = jobs or cores(), Ticker("indexed", unit="shards")
+    ticker = Ticker("indexed", unit="shards")
+    jobs = jobs or worth(sum(path.stat().st_size for path in folder.glob("*.tar")), heavy=False)
     with _stoppable(f"indexing {folder}"):
         made = index_in_place(folder, labelling=labelling, jobs=jobs, progress=ticker)
     print(f"{folder}: {_summary(made)}; read once in {ticker.seconds:.1f} s, the shards stay as they are")
@@ -128,7 +129,8 @@ def index(folder: Path, *, labelling: Labelling | None = None, jobs: int | None 
 def verify(out: Path, *, decode: bool = False, fix: bool = False, jobs: int | None = None) -> int:
     index = open_index(out)
     with _stoppable(f"verifying {out}"):
-        wrong = problems(index, decode=decode, jobs=jobs or cores(), progress=Ticker("verified"))
+        jobs = jobs or worth(sum(shard.bytes for shard in index.shards), heavy=decode)
+        wrong = problems(index, decode=decode, jobs=jobs, progress=Ticker("verified"))
     reasons, rest = left_out(wrong)
     known = read_reasons(index)
     new = {key: why for key, why in reasons.items() if key not in known}

@@ -21,7 +21,7 @@ from hff.randomness import derive_seed
 from orchestrator.data.decode import BadImage, suffix_of
 from orchestrator.data.index import SUFFIXES, Index, Rows, Shard, member_dtype, open_index, write_index
 from orchestrator.data.labels import Labelling, class_list, named, read_labels
-from orchestrator.data.parallel import results
+from orchestrator.data.parallel import results, worth
 from orchestrator.data.reencode import Encoding, encoded
 from orchestrator.data.shard_writer import ShardWriter, member_bytes
 from orchestrator.data.sources import Item, opened, read_item
@@ -82,16 +82,17 @@ def pack(
     labelling: Labelling | None = None,
     encoding: Encoding | None = None,
     shard_bytes: int = SHARD_BYTES,
-    jobs: int = 1,
+    jobs: int | None = 1,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Index:
     """Write shards and index of `source` into the folder `out`, which must be empty or absent.
 
-    The result is a function of the images and the options alone, byte for byte, whatever `jobs` is and however often
-    it was killed: classes are the sorted names, samples are shuffled with a fixed seed, times and owners are zero. A
-    shard ends with the image that brings it to `shard_bytes` (counted before encoding anew). The folder appears when
-    it is complete. Raises DataError for a source that cannot be packed whole or an `out` that holds something else.
+    The result is a function of the images and the options alone, byte for byte, whatever `jobs` is (None: as many
+    processes as are worth it) and however often it was killed: classes are the sorted names, samples are shuffled
+    with a fixed seed, times and owners are zero. A shard ends with the image that brings it to `shard_bytes`
+    (counted before encoding anew). The folder appears when it is complete. Raises DataError for a source that cannot
+    be packed whole or an `out` that holds something else.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -115,7 +116,7 @@ def pack(
     return open_index(out)
 
 
-def _pack(recipe: Recipe, jobs: int, progress: Progress | None, say: Callable[[str], None]) -> None:
+def _pack(recipe: Recipe, jobs: int | None, progress: Progress | None, say: Callable[[str], None]) -> None:
     """Write what is missing of shards and index."""
     labels = read_labels(recipe.labelling)
     recipe.work.mkdir(exist_ok=True)
@@ -130,6 +131,9 @@ def _pack(recipe: Recipe, jobs: int, progress: Progress | None, say: Callable[[s
             say(f"{len(tasks) - len(missing)} of {len(tasks)} shards are there already")
         if progress is not None:
             progress(done, total)
+        if jobs is None:
+            size = sum(item.size for task in missing for item in task.items)
+            jobs = worth(size, heavy=recipe.encoding.is_asked)
         _write(missing, done, total, min(jobs, len(missing)), progress)
         shards, rows = _read_notes(tasks)
     extra = named(classes, labels.names)

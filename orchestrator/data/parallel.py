@@ -23,6 +23,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worth(size: int, *, heavy: bool) -> int:
+    """How many processes are worth their start, a second or two, for so many bytes to copy, or to decode (heavy)."""
+    return max(1, min(cores(), size // (64 * 2**20 if heavy else 2**30)))
+
+
 def results(function: Callable[[T], R], tasks: Iterable[T], jobs: int) -> Iterator[R]:
     """function(task) of every task, in the order in which they finish; with one job here, in order.
 

@@ -188,6 +188,12 @@ def test_a_wrong_list_is_one_clear_error(
     assert not [path for path in tmp_path.iterdir() if "out" in path.name], "nothing is left behind"
 
 
+def test_an_inner_node_of_wordnet_is_no_class(val_images: list[bytes], tmp_path: Path) -> None:
+    kit = devkit(tmp_path / "devkit.tar.gz", SYNSETS, [1, 4, 2, 2, 3, 1, 1])
+    with pytest.raises(DataError, match=r"devkit\.tar\.gz:2: '4' is none of the 3 numbers of the synset list"):
+        pack(val_tar(tmp_path / "val.tar", val_images), tmp_path / "out", labelling=Labelling(kit))
+
+
 def test_a_devkit_without_its_files_is_named(val_images: list[bytes], tmp_path: Path) -> None:
     source = val_tar(tmp_path / "val.tar", val_images)
     kit = write_tar(tmp_path / "devkit.tar", [("data/meta.mat", meta_mat(SYNSETS))])

@@ -52,8 +52,11 @@ def test_the_first_batch_at_any_place_reads_its_own_members_only(huge: Path, mon
         read.append(length)
         return pread(descriptor, length, offset)
 
+    tracemalloc.start()
     index = open_index(huge)
     source = ImageSource(index, image_size=4, channels=3)
+    assert tracemalloc.get_traced_memory()[1] < 40e6, "a column of the table would be 80 MB"
+    tracemalloc.stop()
     everything = np.arange(index.num_samples)
     settings = {"seed": 0, "lanes": 48, "window": 65536, "global_batch_size": 256}
     stream = TrainStream(source, everything, **settings, loader_threads=1, prefetch_batches=1)

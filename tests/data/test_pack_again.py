@@ -18,6 +18,7 @@ from PIL import Image
 from orchestrator.data import command
 from orchestrator.data.index import Index
 from orchestrator.data.pack import pack
+from orchestrator.data.parallel import cores, worth
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.reencode import Encoding
 from orchestrator.errors import DataError, Interrupted, OrchestratorError
@@ -229,3 +230,10 @@ def test_the_command_tells_speed_and_time_left(tmp_path: Path, in_process: Comma
     result = in_process("data", "pack", "digits", tmp_path / "out", "--jobs", "1")
     assert re.search(r"packed 1797 of 1797 images, \d+ images/s", result.stderr)
     assert re.search(r"1797 images, 10 classes, 1 shards, .* MB", result.stdout)
+
+
+def test_processes_are_started_where_they_are_worth_it() -> None:
+    assert worth(100 * 2**20, heavy=False) == 1
+    assert worth(100 * 2**30, heavy=False) == cores()
+    assert worth(100 * 2**20, heavy=True) == 1
+    assert worth(1000 * 2**20, heavy=True) == min(cores(), 15)
