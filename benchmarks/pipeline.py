@@ -64,7 +64,7 @@ def _worker(rank: int, address: str, token: str, transport: str, batch: int, pla
     border = shapes[ranges[0][1]].output
     link = LinkShape(border, torch.float32, batch, CLASSES, "contiguous")
     receiver, sender = open_links(
-        Mesh(2, 1),
+        Mesh((1, 1)),
         rank,
         link if rank else None,
         None if rank else link,

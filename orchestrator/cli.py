@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
@@ -73,6 +72,10 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", parents=[job], help="layers, memory and share of compute per stage")
     plan.add_argument("--workers", metavar="N[,N...]", help="instead of the job's own number")
+    plan.add_argument(
+        "--profile", action="store_true", help="measure the layers here instead of estimating them (needs torch)"
+    )
+    plan.add_argument("--price-per-hour", metavar="X", help="of one worker; adds what an epoch costs")
     plan.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON (- for stdout)")
 
     submit = commands.add_parser(
@@ -171,56 +174,40 @@ def _numbers(text: str, flag: str, *, least: int) -> list[int]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from orchestrator.job.load import load_any
+    from orchestrator.job.load import SearchJob, load_any
+    from orchestrator.search.fit import trials_line
 
     job = load_any(arguments.job, arguments.overrides, tell=print)
-    trials = _trials_line(job) if job.kind == "search" else ""
+    trials = trials_line(job) if isinstance(job, SearchJob) else ""
     print(f"{arguments.job}: ok: {job.kind} {job.name}, runs in {job.runs}/{job.name}")
     if trials:
         print(trials)
     return EXIT_DONE
 
 
-def _trials_line(search: Any) -> str:
-    """How many trials a search has and how many of them run at a time. Raises JobError where none fits."""
-    from orchestrator.search import fit
-
-    at_once = fit.check_offline(search)
-    each = " of each layer" if search.strategy == "layerwise" else ""
-    where = "" if at_once is None else f", {at_once} at a time on this machine"
-    return f"{search.trials_each} trials{each}{where}; a trial needs {fit.need_of(search.base['cluster']).sum}"
-
-
 def _plan(arguments: argparse.Namespace) -> int:
-    from orchestrator.job.load import SearchJob, job_from_values, load_any
-    from orchestrator.run.planning import plan_job
-    from orchestrator.show.terminal import plan_table
+    from orchestrator.launch.plan import plan_command
 
-    workers = _numbers(arguments.workers, "--workers", least=1) if arguments.workers else [None]
-    plans = []
-    for count in workers:
-        overrides = list(arguments.overrides)
-        if count is not None:
-            within = "base." if load_any(arguments.job, overrides).kind == "search" else ""
-            overrides += [f"{within}cluster.workers={count}"]
-            if not any(o.startswith(f"{within}cluster.stages=") for o in overrides):
-                overrides += [f"{within}cluster.stages=auto"]
-        job = load_any(arguments.job, overrides)
-        if isinstance(job, SearchJob):
-            # What each of its trials looks like.
-            if str(arguments.json) != "-":
-                print(_trials_line(job))
-            job = job_from_values({**job.base, "name": job.name})
-        plan, names = plan_job(job)
-        plans.append(plan.to_json())
-        if str(arguments.json) != "-":
-            print(plan_table(plan.to_json(), names, job_name=job.name))
-    text = json.dumps(plans if len(plans) > 1 else plans[0], indent=1)
-    if str(arguments.json) == "-":
-        print(text)
-    elif arguments.json is not None:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
-    return EXIT_DONE
+    return plan_command(
+        arguments.job,
+        arguments.overrides,
+        workers=_numbers(arguments.workers, "--workers", least=1) if arguments.workers else None,
+        profile=arguments.profile,
+        price_per_hour=_price(arguments.price_per_hour),
+        json_path=arguments.json,
+    )
+
+
+def _price(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 <= price < math.inf:
+        raise JobError(f"--price-per-hour: must be a number >= 0, got {text!r}")
+    return price
 
 
 def _submit(arguments: argparse.Namespace) -> int:

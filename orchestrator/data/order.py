@@ -53,14 +53,14 @@ def _shuffled_stretches(lane: Indices, stretch: int, random: np.random.Generator
     return lane[np.argsort(keys, kind="stable")]
 
 
-def batch_bounds(num_samples: int, global_batch_size: int, replicas: int) -> list[tuple[int, int]]:
+def batch_bounds(num_samples: int, global_batch_size: int) -> list[tuple[int, int]]:
     """(start, stop) of every global batch of an epoch.
 
-    A last batch with fewer than two samples for each replica joins the one before: a batch norm needs two.
+    A last batch of one sample joins the one before: a batch norm, which sees all replicas, needs two.
     """
     starts = list(range(0, num_samples, global_batch_size))
     bounds = [(start, min(start + global_batch_size, num_samples)) for start in starts]
-    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < 2 * replicas:
+    if len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] < 2:
         _, stop = bounds.pop()
         bounds[-1] = (bounds[-1][0], stop)
     return bounds
@@ -68,13 +68,11 @@ def batch_bounds(num_samples: int, global_batch_size: int, replicas: int) -> lis
 
 def replica_slice(start: int, stop: int, replica: int, replicas: int) -> tuple[int, int]:
     """The part of a global batch that one replica takes: contiguous, sizes differ by one at most."""
-    size, extra = divmod(stop - start, replicas)
-    first = start + replica * size + min(replica, extra)
-    return first, first + size + (replica < extra)
+    samples = stop - start
+    return start + samples * replica // replicas, start + samples * (replica + 1) // replicas
 
 
-def steps_per_epoch(num_samples: int, global_batch_size: int, replicas: int) -> tuple[int, int]:
-    """Steps of an epoch and the most samples that one replica gets in one step."""
-    bounds = batch_bounds(num_samples, global_batch_size, replicas)
-    largest = max(stop - start for start, stop in bounds)
-    return len(bounds), -(-largest // replicas)
+def steps_per_epoch(num_samples: int, global_batch_size: int) -> tuple[int, int]:
+    """Steps of an epoch and the most samples in one step."""
+    bounds = batch_bounds(num_samples, global_batch_size)
+    return len(bounds), max(stop - start for start, stop in bounds)

@@ -164,7 +164,7 @@ class TrainStream:
     ) -> None:
         self._source, self._subset = source, subset
         self._seed, self._lanes, self._window = seed, lanes, window
-        self._bounds = batch_bounds(len(subset), global_batch_size, replicas)
+        self._bounds = batch_bounds(len(subset), global_batch_size)
         self._replica, self._replicas = replica, replicas
         self._threads, self._prefetch = loader_threads, prefetch_batches
         # At least one: a budget below one image in a small set still means "a few".
@@ -216,7 +216,10 @@ class TrainStream:
 
 
 class EvalStream:
-    """Every sample of a subset exactly once, in order; a bad image is an error here."""
+    """Every sample of a subset exactly once, in order, in as many batches on every replica.
+
+    Each replica has its part of every batch. A bad image is an error here.
+    """
 
     def __init__(
         self,
@@ -224,11 +227,14 @@ class EvalStream:
         subset: Indices,
         batch_size: int,
         *,
+        replica: int = 0,
+        replicas: int = 1,
         loader_threads: int = 1,
         prefetch_batches: int = 4,
     ) -> None:
         self._source = source
-        self._batches = [subset[i : i + batch_size] for i in range(0, len(subset), batch_size)]
+        bounds = [(i, min(i + batch_size, len(subset))) for i in range(0, len(subset), batch_size)]
+        self._batches = [subset[slice(*replica_slice(*b, replica, replicas))] for b in bounds]
         self._threads, self._prefetch = loader_threads, prefetch_batches
 
     def __iter__(self) -> Iterator[Batch]:

@@ -102,15 +102,46 @@ def _end_to_end(job: Job) -> Found:
 
 def _mesh(job: Job) -> Found:
     workers, stages, layers = job.cluster.workers, job.cluster.stages, network.units(job)
-    if stages == "auto" or (job.objective.name == "bp" and stages > 1):
+    if job.cluster.replicas is not None or stages == "auto" or (job.objective.name == "bp" and stages > 1):
         return
     if layers is not None and stages > layers:
         yield "cluster.stages", f"must be at most {layers}, the number of {_units(job)}, got {stages}"
-    elif workers % stages:
+    elif workers < stages:
+        yield "cluster.workers", f"must be at least cluster.stages ({stages}), got {workers}; nearest: {stages}"
+
+
+def _replicas(job: Job) -> Found:
+    """One number for each stage, each with an even share of the batch, and every worker counted."""
+    replicas, stages, layers = job.cluster.replicas, job.cluster.stages, network.units(job)
+    if replicas is None:
+        return
+    if stages != "auto" and len(replicas) != stages:
+        yield "cluster.replicas", f"must have one number for each of the {stages} stages, got {show(list(replicas))}"
+    elif layers is not None and len(replicas) > layers:
         yield (
-            "cluster.workers",
-            f"must be a multiple of cluster.stages ({stages}), got {workers}; nearest: {_nearest(workers, stages)}",
+            "cluster.replicas",
+            f"must have at most {layers} numbers, one for each of the {_units(job)}, got {show(list(replicas))}",
         )
+    elif sum(replicas) != job.cluster.workers:
+        yield (
+            "cluster.replicas",
+            f"must add up to cluster.workers ({job.cluster.workers}), got {show(list(replicas))}: {sum(replicas)}",
+        )
+    else:
+        batch = job.train.global_batch_size
+        for count in replicas:
+            if batch % count:
+                yield (
+                    "cluster.replicas",
+                    f"must divide train.global_batch_size ({batch}), got {count}; nearest: {_divisors(batch, count)}",
+                )
+
+
+def _divisors(batch: int, value: int) -> str:
+    """The nearest numbers of replicas that share a batch evenly."""
+    below = next(n for n in range(min(value, batch), 0, -1) if batch % n == 0)
+    above = next((n for n in range(value, batch + 1) if batch % n == 0), None)
+    return f"{below}" if above is None else f"{below} and {above}"
 
 
 def _units(job: Job) -> str:
@@ -119,17 +150,14 @@ def _units(job: Job) -> str:
 
 
 def _batch(job: Job) -> Found:
-    workers, stages, batch = job.cluster.workers, network.resolved_stages(job), job.train.global_batch_size
-    layers = network.units(job)
-    if stages is None or workers % stages or (layers is not None and stages > layers):
-        return
-    replicas = workers // stages
-    if batch % replicas:
+    workers, batch = job.cluster.workers, job.train.global_batch_size
+    single = job.cluster.stages == 1 or (job.cluster.stages == "auto" and network.units(job) == 1)
+    if single and job.cluster.replicas is None and batch % workers:
         yield (
             "train.global_batch_size",
-            f"must be a multiple of the {replicas} replicas "
-            f"({workers} workers / {stages} stages), got {batch}; "
-            f"nearest: {_nearest(batch, replicas)}",
+            f"must be a multiple of the {workers} replicas "
+            f"({workers} workers / 1 stages), got {batch}; "
+            f"nearest: {_nearest(batch, workers)}",
         )
     elif batch == 1 and "batch" in (getattr(job.model, "norm", None), getattr(job.model, "top_norm", None)):
         yield "train.global_batch_size", "must be at least 2 with norm batch, got 1"
@@ -293,13 +321,14 @@ _UNITS = (
     *("model.arch", "model.widths", "model.heads_at", "model.top_widths"),
     *("objective.name", "objective.block_size"),
 )
-_MESH = ("cluster.workers", "cluster.stages", *_UNITS)
+_MESH = ("cluster.workers", "cluster.stages", "cluster.replicas", *_UNITS)
 
 RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (_DURATION, _duration),
     ((*_DURATION, *_WARMUP, "data.train", "data.val", "data.expect"), _warmup),
     (("objective.name", "cluster.stages", "train.schedule"), _end_to_end),
     (_MESH, _mesh),
+    ((*_MESH, "train.global_batch_size"), _replicas),
     ((*_MESH, "train.global_batch_size", "model.norm", "model.top_norm"), _batch),
     (("model", "objective", "data.image_size", "data.channels", "data.expect.classes"), _layers),
     (("model.vote", *_UNITS), _votes),

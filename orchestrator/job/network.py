@@ -111,14 +111,3 @@ def units(job: Job) -> int | None:
     if trunk is None or trunk.heads_at == "all":
         return None
     return (1 if trunk.heads_at == "last" else len(set(trunk.heads_at))) + len(trunk.top_widths)
-
-
-def resolved_stages(job: Job) -> int | None:
-    """The number of stages: `auto` is the largest divisor of the workers that the network has layers for."""
-    if job.cluster.stages != "auto":
-        return job.cluster.stages
-    count = units(job)
-    if count is None:
-        return None
-    most = min(job.cluster.workers, count)
-    return next(n for n in range(most, 0, -1) if job.cluster.workers % n == 0)

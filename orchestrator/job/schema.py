@@ -288,11 +288,19 @@ class Features(Section):
 
 
 class Cluster(Section):
-    """Who computes; nothing here changes what is computed."""
+    """Who computes; nothing here changes what is computed.
+
+    `replicas` says how many workers share each stage; without it the plan chooses. `memory_gb` is what one worker may
+    use; the two of `link` describe what joins the workers, for the plan.
+    """
 
     launcher: Literal["ray", "process"] = "ray"
     workers: Annotated[int, Field(ge=1, le=65536)] = 1
     stages: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
+    replicas: Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=1000)] | None = None
+    memory_gb: Positive | None = None
+    link_gbit_per_s: Positive | None = None
+    link_latency_us: Positive | None = None
     threads_per_worker: Annotated[int, Field(ge=1, le=1024)] = 1
     cpus_per_worker: Positive = 1.0
     use_gpu: bool = False

@@ -183,8 +183,7 @@ def _assignment(
     features: FeatureFolders | None,
 ) -> Assignment:
     job = drive.job
-    replicas = plan.stages[0].replicas
-    steps, max_batch = steps_per_epoch(len(datasets.train.subset), job.train.global_batch_size, replicas)
+    steps, max_batch = steps_per_epoch(len(datasets.train.subset), job.train.global_batch_size)
     resume_from, weights_only = _starting_point(drive, attempt)
     return Assignment(
         job=drive.values,
@@ -195,7 +194,7 @@ def _assignment(
         weights_only=weights_only,
         run_id=attempt.run_id,
         ranges=[stage.layers for stage in plan.stages],
-        replicas=replicas,
+        replicas=plan.replicas,
         layer_names=[shape.name for shape in shapes],
         layer_outputs=[tuple(shape.output) for shape in shapes],
         steps_per_epoch=steps,

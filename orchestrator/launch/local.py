@@ -102,7 +102,7 @@ def run_processes(assignment: Assignment) -> None:
 
     Raises WorkerFailure naming the rank that ended first.
     """
-    world_size = len(assignment.ranges) * assignment.replicas
+    world_size = sum(assignment.replicas)
     address = f"tcp://127.0.0.1:{_free_port()}"
     spawn = multiprocessing.get_context("spawn")
     children = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -21,8 +21,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.pipeline.mesh import Mesh
 
 Kind = Literal["train", "eval"]
-SLOTS = 3
-_HEADER = struct.Struct("<qiiiii")
+_HEADER = struct.Struct("<qiiiiii")
 _ALIGNMENT = 64
 
 
@@ -34,7 +33,8 @@ class LinkError(OrchestratorError):
 class Message:
     """A batch between two stages: `activation` (valid, ...), `target` (valid,) int64, `vote` (valid, C) or None.
 
-    `last` ends an evaluation; `stop` marks the last training step before everybody saves and leaves.
+    `last` ends an evaluation; `stop` marks the last training step before everybody saves and leaves. `count` is the
+    number of valid samples of the whole batch, over all replicas.
     """
 
     step: int
@@ -44,6 +44,7 @@ class Message:
     activation: Tensor
     target: Tensor
     vote: Tensor | None = None
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,12 @@ class LinkShape:
 class Sender(Protocol):
     """The end that gives."""
 
-    waited_s: float
-    bytes_total: int
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting for a free slot."""
+
+    @property
+    def bytes_total(self) -> int: ...
 
     def send(self, message: Message) -> None:
         """Copy into a free slot and return; waits only while all slots are full."""
@@ -89,8 +94,12 @@ class Sender(Protocol):
 class Receiver(Protocol):
     """The end that takes."""
 
-    waited_s: float
-    bytes_total: int
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting for a message."""
+
+    @property
+    def bytes_total(self) -> int: ...
 
     def recv(self) -> Message:
         """The next message, whose transfer was already under way. Valid until the next call."""
@@ -124,7 +133,7 @@ class Slot:
         valid = len(message.target)
         if valid > self._shape.max_batch:
             raise ValueError(f"a batch of {valid} does not fit a link for {self._shape.max_batch}")
-        flags = (int(message.last), int(message.stop), int(message.vote is not None))
+        flags = (int(message.last), int(message.stop), int(message.vote is not None), message.count)
         packed = _HEADER.pack(message.step, int(message.kind == "eval"), valid, *flags)
         self._header[: len(packed)].copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
         self._labels[:valid].copy_(message.target)
@@ -138,7 +147,7 @@ class Slot:
     def read(self) -> Message:
         """Views of what the slot holds."""
         raw = bytes(self._header[: _HEADER.size].cpu().numpy())
-        step, is_eval, valid, last, stop, has_vote = _HEADER.unpack(raw)
+        step, is_eval, valid, last, stop, has_vote, count = _HEADER.unpack(raw)
         classes = self._shape.num_classes
         return Message(
             step=step,
@@ -148,6 +157,7 @@ class Slot:
             activation=self._activation_view(valid),
             target=self._labels[:valid],
             vote=self._votes[: valid * classes].view(valid, classes) if has_vote else None,
+            count=count,
         )
 
 
@@ -181,36 +191,53 @@ def open_links(
 ) -> tuple[Receiver | None, Sender | None]:
     """Connect a worker to its neighbours. Every rank calls this; `token` is unique to the attempt.
 
-    `incoming` and `outgoing` are None at the first and the last stage.
+    `incoming` and `outgoing` are None at the first and the last stage; their `max_batch` is that of the whole batch,
+    of which every link carries its part.
     """
     import sys
 
     from orchestrator.pipeline import p2p, shm
+    from orchestrator.pipeline.fan import FanIn, FanOut
 
     where = device or torch.device("cpu")
     hosts: list[str] = [""] * mesh.size
     dist.all_gather_object(hosts, host_id(), group=group)
-    before, after = mesh.before(rank), mesh.after(rank)
-
-    def kind(a: int, b: int) -> str:
-        return choose_transport(transport, (hosts[a], hosts[b]), where, linux=sys.platform == "linux")
-
-    receiver: Receiver | None = None
-    sender: Sender | None = None
     if where.type == "cuda":
         # NCCL forms a communicator at first use by all; point-to-point calls must not be that first use.
         dist.all_reduce(torch.zeros(1, device=where))
-    listener = None
-    if before is not None and incoming is not None and kind(before, rank) == "shm":
-        listener = shm.listen(token, before, rank)
-    if after is not None and outgoing is not None:
-        if kind(rank, after) == "shm":
-            sender = shm.ShmSender(outgoing, token, rank, after, timeout_s)
+
+    def by_memory(a: int, b: int) -> bool:
+        return choose_transport(transport, (hosts[a], hosts[b]), where, linux=sys.platform == "linux") == "shm"
+
+    def part(shape: LinkShape, source: int, target: int) -> LinkShape:
+        most = mesh.limits(shape.max_batch)[mesh.place(source)[0]]
+        return replace(shape, max_batch=mesh.link_limit(source, target, most))
+
+    before = mesh.before(rank) if incoming is not None else []
+    after = mesh.after(rank) if outgoing is not None else []
+    # All listen before anybody connects.
+    listeners = {source: shm.listen(token, source, rank) for source in before if by_memory(source, rank)}
+    senders: list[Sender] = []
+    for target in after:
+        assert outgoing is not None
+        shape = part(outgoing, rank, target)
+        if by_memory(rank, target):
+            senders.append(shm.ShmSender(shape, token, rank, target, timeout_s))
         else:
-            sender = p2p.P2PSender(outgoing, after, timeout_s, where)
-    if before is not None and incoming is not None:
-        if listener is not None:
-            receiver = shm.ShmReceiver(incoming, listener, before, timeout_s)
+            senders.append(p2p.P2PSender(shape, target, timeout_s, where))
+    receivers: list[Receiver] = []
+    for source in before:
+        assert incoming is not None
+        shape = part(incoming, source, rank)
+        if source in listeners:
+            receivers.append(shm.ShmReceiver(shape, listeners[source], source, timeout_s))
         else:
-            receiver = p2p.P2PReceiver(incoming, before, timeout_s, where)
+            receivers.append(p2p.P2PReceiver(shape, source, timeout_s, where))
+    stage, replica = mesh.place(rank)
+    sender: Sender | None = senders[0] if senders else None
+    if len(senders) > 1:
+        sender = FanOut(senders, replica, mesh.replicas[stage], mesh.replicas[stage + 1])
+    receiver: Receiver | None = receivers[0] if receivers else None
+    if len(receivers) > 1:
+        receiver = FanIn(receivers)
     return receiver, sender

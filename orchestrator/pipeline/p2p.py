@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orchestrator.pipeline.links import SLOTS, LinkError, LinkShape, Message, Slot
+from orchestrator.pipeline.links import LinkError, LinkShape, Message, Slot
+from orchestrator.pipeline.mesh import SLOTS
 
 
 def _wait(work: dist.Work, peer: int, awaited: str, timeout_s: float) -> float:

@@ -1,24 +1,29 @@
-"""Which worker owns which layers: contiguous ranges that make the slowest stage as fast as can be. No torch."""
+"""Which workers own which layers, and how fast that will be. No torch.
+
+Ranges of layers and replicas of each stage are chosen so that the slowest stage is as fast as can be under the limit
+of memory (partition); the rate is that of the schedule played through with them (simulate).
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hff.shapes import LayerShape
 from orchestrator.errors import JobError
-from orchestrator.pipeline.cost import layer_costs, widest_map
-
-# Numbers that an optimizer keeps per parameter.
-_OPTIMIZER_STATE = {"adamw": 2, "sgd": 1}
-_SLOTS = 3
+from orchestrator.pipeline.cost import CPU_CORE, LayerCost, Target, layer_costs
+from orchestrator.pipeline.partition import Choice, partition
+from orchestrator.pipeline.refusals import divisors, no_split
+from orchestrator.pipeline.simulate import Played, simulate
+from orchestrator.pipeline.stage_cost import Load, StageCosts, StageSeconds
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: its layers (first and last, inclusive) and what they cost."""
+    """One stage: its layers (first and last, inclusive) and what they cost. `memory_bytes` is of one worker."""
 
     index: int
     layers: tuple[int, int]
@@ -31,70 +36,35 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages. `images_per_second` is an estimate for one CPU core per worker; `balance` is mean over maximum
-    stage time, the most that the pipeline's efficiency can be."""
+    """All stages, and what to expect of them.
+
+    `efficiency` is the rate over that of as many workers as fast as one alone; `losses` says where the rest goes, as
+    shares of all workers' time: uneven stages, sums over replicas, links, work that replicas repeat, filling. The
+    largest is the `limiting_factor`.
+    """
 
     workers: int
     global_batch_size: int
     steps_per_epoch: int
     images_per_second: float
+    efficiency: float
+    epoch_seconds: float
     limiting_stage: int
-    balance: float
+    limiting_factor: str
+    losses: dict[str, float]
     stages: tuple[StagePlan, ...]
 
+    @property
+    def replicas(self) -> list[int]:
+        return [stage.replicas for stage in self.stages]
+
+    @property
+    def worker_hours_per_epoch(self) -> float:
+        return self.workers * self.epoch_seconds / 3600
+
     def to_json(self) -> dict[str, Any]:
-        return {
-            "workers": self.workers,
-            "global_batch_size": self.global_batch_size,
-            "steps_per_epoch": self.steps_per_epoch,
-            "images_per_second": self.images_per_second,
-            "limiting_stage": self.limiting_stage,
-            "balance": self.balance,
-            "stages": [{**vars(stage), "layers": list(stage.layers)} for stage in self.stages],
-        }
-
-
-def split(costs: Sequence[float], stages: int) -> list[tuple[int, int]]:
-    """Divide layers into contiguous non-empty ranges (first, last) whose largest sum is as small as can be.
-
-    Exact, by dynamic programming over the number of layers and stages; ties go to the earliest border.
-    """
-    layers = len(costs)
-    total = [0.0]
-    for cost in costs:
-        total.append(total[-1] + cost)
-    best = [[math.inf] * (layers + 1) for _ in range(stages + 1)]
-    cut = [[0] * (layers + 1) for _ in range(stages + 1)]
-    best[0][0] = 0.0
-    for stage in range(1, stages + 1):
-        for end in range(stage, layers + 1):
-            for start in range(stage - 1, end):
-                slowest = max(best[stage - 1][start], total[end] - total[start])
-                if slowest < best[stage][end]:
-                    best[stage][end], cut[stage][end] = slowest, start
-    ranges: list[tuple[int, int]] = []
-    end = layers
-    for stage in range(stages, 0, -1):
-        start = cut[stage][end]
-        ranges.append((start, end - 1))
-        end = start
-    return ranges[::-1]
-
-
-def choose_stages(workers: int, stages: int | str, layers: int) -> int:
-    """The number of stages: as asked, or the most that divide the workers. Raises JobError."""
-    if stages == "auto":
-        return max(n for n in range(1, min(workers, layers) + 1) if workers % n == 0)
-    number = int(stages)
-    if number > layers:
-        raise JobError(f"cluster.stages: must be at most {layers}, the number of layers, got {number}")
-    if workers % number:
-        lower, upper = workers // number * number, (workers // number + 1) * number
-        nearest = f"{lower} or {upper}" if lower else str(upper)
-        raise JobError(
-            f"cluster.workers: must be a multiple of cluster.stages ({number}), got {workers} (nearest: {nearest})"
-        )
-    return number
+        stages = [{**vars(stage), "layers": list(stage.layers)} for stage in self.stages]
+        return {**vars(self), "worker_hours_per_epoch": self.worker_hours_per_epoch, "stages": stages}
 
 
 def make_plan(
@@ -106,76 +76,121 @@ def make_plan(
     num_samples: int,
     num_classes: int,
     optimizer: str,
+    replicas: Sequence[int] | None = None,
     dtype_bytes: int = 4,
+    activation_bytes: int | None = None,
     end_to_end: bool = False,
-    costs: Sequence[float] | None = None,
+    target: Target = CPU_CORE,
+    costs: Sequence[LayerCost] | None = None,
+    memory_limit_bytes: float | None = None,
 ) -> Plan:
-    """Divide the layers among the workers. `costs` (seconds per sample) replaces the estimate.
+    """Divide the layers among the workers. `costs` replaces the estimate from `target`, `replicas` the choice.
 
-    Raises JobError when the numbers of workers, stages and layers do not fit.
+    Raises JobError when workers, stages, layers and batch do not fit, or no split keeps to the limit of memory.
     """
-    number = choose_stages(workers, stages, len(shapes))
-    replicas = workers // number
-    if global_batch_size < 2 * replicas:
-        raise JobError(
-            f"train.global_batch_size: must be at least {2 * replicas}, two samples for each of the {replicas} "
-            f"replicas, got {global_batch_size}"
-        )
-    seconds = costs or layer_costs(shapes, dtype_bytes=dtype_bytes, end_to_end=end_to_end)
-    ranges = split(seconds, number)
-    times = [sum(seconds[first : last + 1]) for first, last in ranges]
-    batch = -(-global_batch_size // replicas)
-    remainder = num_samples % global_batch_size
-    steps = max(1, num_samples // global_batch_size + (1 if remainder >= 2 * replicas else 0))
+    load = Load(
+        shapes=shapes,
+        costs=costs or layer_costs(shapes, target, optimizer=optimizer, dtype_bytes=dtype_bytes, end_to_end=end_to_end),
+        batch=global_batch_size,
+        num_classes=num_classes,
+        optimizer=optimizer,
+        dtype_bytes=dtype_bytes,
+        activation_bytes=activation_bytes or dtype_bytes,
+    )
+    number = _number_of_stages(workers, stages, replicas, len(shapes))
+    options = divisors(global_batch_size, most=workers)
+    costs_of = StageCosts(load, target, options)
+    memory = costs_of.memory()
+    allowed = _allowed(options, number, replicas)
+    limit = memory_limit_bytes or np.inf
+    chosen = partition(np.where(memory <= limit, costs_of.periods(), np.inf), options, workers, stages=allowed)
+    if chosen is None:
+        raise no_split(load, workers, number, limit, partition(memory, options, workers, stages=allowed), replicas)
+    timed = [costs_of.stage(c.first, c.last, c.option) for c in chosen]
+    steps = _steps(num_samples, global_batch_size)
+    played = simulate(timed, steps, latency_s=target.link_latency_s)
+    losses = _losses(load, chosen, timed, played, [options[c.option] for c in chosen], steps)
     made = []
-    for index, (first, last) in enumerate(ranges):
-        own = shapes[first : last + 1]
-        sent = 0
-        if index < number - 1:
-            sent = batch * (dtype_bytes * math.prod(own[-1].output) + 8)
+    for index, choice in enumerate(chosen):
+        own = shapes[choice.first : choice.last + 1]
         made.append(
             StagePlan(
                 index=index,
-                layers=(first, last),
-                replicas=replicas,
+                layers=(choice.first, choice.last),
+                replicas=options[choice.option],
                 parameters=sum(s.parameters + s.head_parameters for s in own),
-                memory_bytes=_memory(own, batch, dtype_bytes, optimizer, sent, num_classes, index),
-                compute_share=times[index] / sum(times),
-                bytes_sent_per_step=sent * replicas,
+                memory_bytes=int(memory[choice.first, choice.last, choice.option]),
+                compute_share=_compute(load, choice) / sum(_compute(load, c) for c in chosen),
+                bytes_sent_per_step=0 if index == len(chosen) - 1 else global_batch_size * load.sent_bytes(choice.last),
             )
         )
     return Plan(
         workers=workers,
         global_batch_size=global_batch_size,
         steps_per_epoch=steps,
-        images_per_second=replicas / max(times),
-        limiting_stage=max(range(number), key=lambda i: times[i]),
-        balance=sum(times) / number / max(times),
+        images_per_second=num_samples / played.total_s,
+        efficiency=1 - sum(losses.values()),
+        epoch_seconds=played.total_s,
+        limiting_stage=max(range(len(timed)), key=lambda i: timed[i].period_s),
+        limiting_factor=max(losses, key=lambda name: losses[name]) if max(losses.values()) > 1e-3 else "none",
+        losses=losses,
         stages=tuple(made),
     )
 
 
-def _memory(
-    own: Sequence[LayerShape],
-    batch: int,
-    dtype_bytes: int,
-    optimizer: str,
-    sent: int,
-    num_classes: int,
-    index: int,
-) -> int:
-    """Weights, gradients, optimizer state, the largest layer's activations and the link buffers of a stage."""
-    parameters = sum(s.parameters + s.head_parameters for s in own)
-    frozen = sum(s.inner.frozen_parameters for s in own if s.inner)
-    buffers = sum(s.buffers for s in own)
-    held = frozen + (parameters - frozen) * (2 + _OPTIMIZER_STATE[optimizer]) + buffers
-    activations = max(math.prod(s.input) + _kept(s) + s.head_features + 2 * num_classes for s in own)
-    received = _SLOTS * batch * math.prod(own[0].input) if index else 0
-    return dtype_bytes * (held + batch * activations + received) + _SLOTS * sent
+def _compute(load: Load, choice: Choice) -> float:
+    return sum(cost.of_batch(load.batch) for cost in load.costs[choice.first : choice.last + 1])
 
 
-def _kept(shape: LayerShape) -> int:
-    """Numbers of one sample that a unit keeps for its gradient; when it is done, all is freed."""
-    if shape.inner is None:
-        return 3 * widest_map(shape)  # its convolution's and its norm's output, and what goes on
-    return shape.inner.activations + 2 * math.prod(shape.output)
+def _steps(samples: int, batch: int) -> int:
+    """Steps of an epoch: a last batch of one sample joins the one before."""
+    return max(1, samples // batch + (samples % batch >= 2))
+
+
+def _losses(
+    load: Load,
+    chosen: Sequence[Choice],
+    timed: Sequence[StageSeconds],
+    played: Played,
+    replicas: Sequence[int],
+    steps: int,
+) -> dict[str, float]:
+    """Shares of all workers' time in which none of them does what one alone would do; with the rest they are 1."""
+    slowest = max(timed, key=lambda stage: stage.work_s)
+    period = max(stage.period_s for stage in timed)
+    everybody = sum(replicas)
+    seconds = dict.fromkeys(("uneven stages", "sums over replicas", "links", "repeated by replicas", "filling"), 0.0)
+    for choice, stage, count in zip(chosen, timed, replicas, strict=True):
+        # Others wait for what the slowest does: that is what holds them up.
+        waiting = (slowest.work_s - stage.work_s) / slowest.work_s
+        seconds["uneven stages"] += count * waiting * slowest.layers_s * steps
+        seconds["sums over replicas"] += count * (stage.sums_s + waiting * slowest.sums_s) * steps
+        links = stage.copy_s + waiting * slowest.copy_s + period - slowest.work_s
+        seconds["links"] += count * links * steps
+        once = sum(cost.step_s for cost in load.costs[choice.first : choice.last + 1])
+        seconds["repeated by replicas"] += (count - 1) * once * steps
+    seconds["filling"] = everybody * max(0.0, played.total_s - period * steps)
+    return {name: value / (everybody * played.total_s) for name, value in seconds.items()}
+
+
+def _number_of_stages(workers: int, stages: int | str, replicas: Sequence[int] | None, layers: int) -> int | None:
+    """The number of stages, None where it is free. Raises JobError."""
+    if replicas is not None:
+        stages = len(replicas)
+    if stages == "auto":
+        return None
+    number = int(stages)
+    if number > layers:
+        key = "cluster.stages" if replicas is None else "cluster.replicas"
+        what = "must be" if replicas is None else "must have"
+        raise JobError(f"{key}: {what} at most {layers}, the number of layers, got {number}")
+    if workers < number:
+        raise JobError(f"cluster.workers: must be at least cluster.stages ({number}), got {workers}; nearest: {number}")
+    return number
+
+
+def _allowed(options: Sequence[int], number: int | None, replicas: Sequence[int] | None) -> list[list[int]] | None:
+    """Indices of the options of each stage; None where even the number of stages is free."""
+    if replicas is not None:
+        return [[i for i, option in enumerate(options) if option == count] for count in replicas]
+    return None if number is None else [list(range(len(options)))] * number

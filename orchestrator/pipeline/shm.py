@@ -14,7 +14,8 @@ import time
 
 import torch
 
-from orchestrator.pipeline.links import SLOTS, LinkError, LinkShape, Message, Slot
+from orchestrator.pipeline.links import LinkError, LinkShape, Message, Slot
+from orchestrator.pipeline.mesh import SLOTS
 
 _CONNECT_PAUSE_S = 0.02
 

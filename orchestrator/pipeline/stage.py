@@ -32,7 +32,10 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass(frozen=True)
 class StageInput:
-    """One batch as a stage sees it: `x` (B, ...) on the device, `target` (B,) int64, `vote` (B, C) or None."""
+    """One batch as a stage sees it: `x` (B, ...) on the device, `target` (B,) int64, `vote` (B, C) or None.
+
+    `count`, the samples of all replicas together, comes with what the stage before sends.
+    """
 
     step: int
     x: Tensor
@@ -40,6 +43,7 @@ class StageInput:
     vote: Tensor | None = None
     last: bool = False
     stop: bool = False
+    count: int = 0
 
 
 @dataclass
@@ -58,10 +62,21 @@ class StageTimes:
     wall_s: float = 0.0
     wait_input_s: float = 0.0
     wait_output_s: float = 0.0
+    wait_replicas_s: float = 0.0
 
     @property
     def busy_s(self) -> float:
         return max(0.0, self.wall_s - self.wait_input_s - self.wait_output_s)
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Gradients of a layer (by its place in the stage) on their way over all replicas."""
+
+    layer: int
+    gradients: list[Tensor]
+    flat: Tensor
+    work: dist.Work
 
 
 @dataclass
@@ -112,9 +127,8 @@ class Stage:
         self.times.wait_input_s += time.perf_counter() - began
         to = self.device
         vote = None if message.vote is None else message.vote.to(to)
-        return StageInput(
-            message.step, message.activation.to(to), message.target.to(to), vote, message.last, message.stop
-        )
+        x, target = message.activation.to(to), message.target.to(to)
+        return StageInput(message.step, x, target, vote, message.last, message.stop, message.count)
 
     def train_step(self, batch: StageInput) -> bool:
         """Train the layers of this stage on one batch. Returns whether the run stops after this step.
@@ -125,6 +139,7 @@ class Stage:
         active = self.trained(batch.step)
         last_trained = self.first + len(self.layers) - 1 if active is None else active
         x = batch.x
+        summing: _Sum | None = None
         for i, layer in enumerate(self.layers):
             index = self.first + i
             if index > last_trained:
@@ -134,31 +149,40 @@ class Stage:
                 continue
             layer.train()
             update = local_forward_backward(layer, x, batch.target, count=count, autocast_dtype=self.autocast_dtype)
+            # The gradients of the layer before were being summed meanwhile.
+            self._end_sum(summing, batch.step)
             self._refuse_non_finite(index, batch.step, update.loss_sum)
             x = update.output
             if active is None and i == len(self.layers) - 1:
-                self._send("train", batch, x, None, stop)
-            self._sum_gradients(layer)
-            self._apply(layer, self.optimizers[i], self.learning_rate(batch.step, index))
+                self._send("train", batch, x, None, stop, count)
+            summing = self._begin_sum(i)
+            if summing is None:
+                self._apply(i, batch.step)
             totals = self.totals[i]
             totals.loss += update.loss_sum
             totals.correct += update.correct
             totals.samples += len(batch.target)
+        self._end_sum(summing, batch.step)
         if active is not None:
-            self._send_sequential(batch, x, stop, frozen=active >= self.first + len(self.layers))
+            self._send_sequential(batch, x, stop, count, frozen=active >= self.first + len(self.layers))
         return stop
 
-    def _send_sequential(self, batch: StageInput, x: Tensor, stop: bool, *, frozen: bool) -> None:
+    def _send_sequential(self, batch: StageInput, x: Tensor, stop: bool, count: int, *, frozen: bool) -> None:
         """Feed the stage that trains; those behind it get empty batches, which keep all in step."""
         if frozen:
-            self._send("train", batch, x, None, stop)
+            self._send("train", batch, x, None, stop, count)
         elif self.sender is not None:
             nothing = torch.empty((0, *self.output_shape), dtype=x.dtype, device=self.device)
             empty = StageInput(batch.step, batch.x[:0], batch.target[:0])
-            self._send("train", empty, nothing, None, stop)
+            self._send("train", empty, nothing, None, stop, count)
 
     def _agree(self, batch: StageInput) -> tuple[int, bool]:
-        """Valid samples of the global batch, and whether any replica was told to stop after this step."""
+        """Valid samples of the global batch, and whether any replica was told to stop after this step.
+
+        The first stage agrees on both; to the others they come with the batch.
+        """
+        if batch.count:
+            return batch.count, batch.stop
         if self.replicas is None:
             return len(batch.target), batch.stop
         both = torch.tensor([len(batch.target), int(batch.stop)], dtype=torch.int64)
@@ -180,28 +204,41 @@ class Stage:
         enabled = self.autocast_dtype is not None
         return torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled)
 
-    def _send(self, kind: Kind, batch: StageInput, x: Tensor, vote: Tensor | None, stop: bool) -> None:
+    def _send(self, kind: Kind, batch: StageInput, x: Tensor, vote: Tensor | None, stop: bool, count: int = 0) -> None:
         if self.sender is None:
             return
         waited = self.sender.waited_s
-        self.sender.send(Message(batch.step, kind, batch.last, stop, x, batch.target, vote))
+        self.sender.send(Message(batch.step, kind, batch.last, stop, x, batch.target, vote, count))
         self.times.wait_output_s += self.sender.waited_s - waited
 
-    def _sum_gradients(self, layer: LocalLayer) -> None:
-        """Sum the gradients of all replicas: each is already divided by the global number of samples."""
+    def _begin_sum(self, i: int) -> _Sum | None:
+        """Begin to sum a layer's gradients over all replicas: each is already divided by the global count."""
         if self.replicas is None:
-            return
-        gradients = [p.grad for p in layer.parameters() if p.grad is not None]
+            return None
+        gradients = [p.grad for p in self.layers[i].parameters() if p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in gradients])
-        dist.all_reduce(flat, group=self.replicas)
-        for gradient, summed in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(summed.view_as(gradient))
+        work = dist.all_reduce(flat, group=self.replicas, async_op=True)
+        assert work is not None
+        return _Sum(i, gradients, flat, work)
 
-    def _apply(self, layer: LocalLayer, optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    def _end_sum(self, summing: _Sum | None, step: int) -> None:
+        """Wait for the sum and update the layer with it."""
+        if summing is None:
+            return
+        began = time.perf_counter()
+        summing.work.wait()
+        self.times.wait_replicas_s += time.perf_counter() - began
+        sizes = [g.numel() for g in summing.gradients]
+        for gradient, summed in zip(summing.gradients, torch.split(summing.flat, sizes), strict=True):
+            gradient.copy_(summed.view_as(gradient))
+        self._apply(summing.layer, step)
+
+    def _apply(self, i: int, step: int) -> None:
+        layer, optimizer = self.layers[i], self.optimizers[i]
         if self.grad_clip is not None:
             torch.nn.utils.clip_grad_norm_(layer.parameters(), self.grad_clip)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self.learning_rate(step, self.first + i)
         local_update(layer, optimizer)
 
     @torch.no_grad()

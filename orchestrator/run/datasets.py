@@ -232,13 +232,18 @@ def eval_batches(
     replicas: int,
     features: FeatureFolders | None = None,
 ) -> Iterator[StageInput]:
-    """Every sample of this replica's share exactly once; the last batch is marked, even if it is empty."""
+    """Every sample of this replica's share of each `batch_size` exactly once; the last batch is marked.
+
+    All replicas get the same number of batches; theirs may be empty.
+    """
     data = job["data"]
     source = Sources(job, features).evaluation(part)
     stream = EvalStream(
         source,
-        part.subset[replica::replicas],
+        part.subset,
         batch_size,
+        replica=replica,
+        replicas=replicas,
         loader_threads=data["loader_threads"],
         prefetch_batches=data["prefetch_batches"],
     )

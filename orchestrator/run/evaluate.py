@@ -58,11 +58,11 @@ def evaluate(
 
 
 def fit_votes(
-    stage: Stage, batches: Iterator[StageInput] | None, *, layers: int, replica: int, replicas: int, control: Control
+    stage: Stage, batches: Iterator[StageInput] | None, *, layers: int, replica: int, control: Control
 ) -> list[float]:
     """Fit a weight for the vote of each of `layers` layers; every worker calls this and gets the same weights.
 
-    `batches` as in `evaluate`: each replica classifies every `replicas`-th sample, from its own number on.
+    `batches` as in `evaluate`: each replica of a stage has its part, in order, of every batch.
     """
     correct = torch.zeros(len(stage.layers), dtype=torch.int64, device=stage.device)
     opinions: list[list[Tensor]] = [[] for _ in stage.layers]
@@ -76,26 +76,26 @@ def fit_votes(
             break
     mine = {
         "replica": replica,
-        "target": torch.cat(targets).cpu(),
-        "layers": {stage.first + i: torch.cat(own).cpu() for i, own in enumerate(opinions)},
+        "target": [target.cpu() for target in targets],
+        "layers": {stage.first + i: [opinion.cpu() for opinion in own] for i, own in enumerate(opinions)},
     }
     parts = control.gather(mine)
-    weights: list[float] = control.broadcast(
-        _fitted(parts, layers, replicas) if stage.first == 0 and replica == 0 else None
-    )
+    weights: list[float] = control.broadcast(_fitted(parts, layers) if stage.first == 0 and replica == 0 else None)
     return weights
 
 
-def _fitted(parts: list[dict[str, Any]], layers: int, replicas: int) -> list[float]:
+def _fitted(parts: list[dict[str, Any]], layers: int) -> list[float]:
     """Bring samples back into their order and layers into theirs, so that the fit does not depend on the mesh."""
-    target = {p["replica"]: p["target"] for p in parts}
-    opinion = {(p["replica"], layer): own for p in parts for layer, own in p["layers"].items()}
-    place = torch.cat([torch.arange(len(target[r])) * replicas + r for r in range(replicas)])
-    order = place.argsort()
+    parts = sorted(parts, key=lambda p: p["replica"])
+
+    def in_order(lists: list[list[Tensor]]) -> Tensor:
+        """Batch by batch, in each of them replica by replica."""
+        return torch.cat([share for batch in zip(*lists, strict=True) for share in batch])
+
     log_prob_NKC = torch.stack(
-        [torch.cat([opinion[r, layer] for r in range(replicas)])[order] for layer in range(layers)], dim=1
+        [in_order([p["layers"][k] for p in parts if k in p["layers"]]) for k in range(layers)], dim=1
     )
-    return fit_vote_weights(log_prob_NKC, torch.cat([target[r] for r in range(replicas)])[order])
+    return fit_vote_weights(log_prob_NKC, in_order([p["target"] for p in parts if 0 in p["layers"]]))
 
 
 def _count(vote: Tensor, target: Tensor, counts: Tensor, confusion: Tensor, num_classes: int) -> None:

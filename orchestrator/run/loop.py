@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from orchestrator.data.order import batch_bounds
-from orchestrator.errors import CheckpointError, JobError, OrchestratorError
+from orchestrator.errors import CheckpointError, OrchestratorError
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
 from orchestrator.run import checkpoint, events, network
@@ -121,7 +121,7 @@ class Loop:
             self.datasets,
             self.assignment.job,
             replica=replica,
-            replicas=self.mesh.replicas,
+            replicas=self.mesh.replicas[0],
             features=self.assignment.features,
         )
         total = self.schedule.total_steps
@@ -134,10 +134,9 @@ class Loop:
             return 0
         state = checkpoint.read_state(Path(source))
         if state["steps_per_epoch"] != self.schedule.steps_per_epoch:
-            raise JobError(
-                f"cluster.workers: with {self.mesh.replicas} replicas an epoch has {self.schedule.steps_per_epoch} "
-                f"steps, the interrupted run had {state['steps_per_epoch']}: its last batch is too small for so many; "
-                "resume with as many replicas as before"
+            raise CheckpointError(
+                f"{source}: its epochs have {state['steps_per_epoch']} steps, those of this version "
+                f"{self.schedule.steps_per_epoch}; start afresh with --resume never"
             )
         self.samples_seen = state["samples_seen"]
         self.train_seconds = state["train_seconds"]
@@ -196,7 +195,7 @@ class Loop:
     def _keys(self, step: int) -> list[str]:
         """Keys of the global batch of a step."""
         samples, train = len(self.datasets.train.subset), self.assignment.job["train"]
-        bounds = batch_bounds(samples, train["global_batch_size"], self.mesh.replicas)
+        bounds = batch_bounds(samples, train["global_batch_size"])
         start, end = bounds[step % self.schedule.steps_per_epoch]
         return self._planned(step, end)[start:]
 
@@ -245,7 +244,6 @@ class Loop:
             self._eval_batches(self.datasets.vote),
             layers=layers,
             replica=replica,
-            replicas=self.mesh.replicas,
             control=self.control,
         )
         self.stage.take_totals()
@@ -261,7 +259,7 @@ class Loop:
             self.normalise,
             batch_size=self.assignment.max_batch,
             replica=replica,
-            replicas=self.mesh.replicas,
+            replicas=self.mesh.replicas[0],
             features=self.assignment.features,
         )
 

@@ -5,6 +5,9 @@ No torch, except for a backbone, whose shapes its own library has to tell.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 from hff.shapes import LayerShape
 from orchestrator.errors import JobError
 from orchestrator.job.network import (
@@ -15,7 +18,8 @@ from orchestrator.job.network import (
     known_train_samples,
     layer_shapes,
 )
-from orchestrator.job.schema import Job
+from orchestrator.job.schema import Cluster, Job
+from orchestrator.pipeline.cost import CPU_CORE, GPU, LayerCost, Target
 from orchestrator.pipeline.plan import Plan, make_plan
 
 
@@ -60,23 +64,55 @@ def shapes_of(job: Job, classes: int) -> tuple[LayerShape, ...]:
         raise JobError(f"model: {error}") from error
 
 
-def plan_for(job: Job, shapes: tuple[LayerShape, ...], samples: int, classes: int) -> Plan:
-    """Divide the layers of a job among its workers."""
+def target_of(cluster: Cluster) -> Target:
+    """What the workers and links of a job can do, as far as it is known without measuring."""
+    target = GPU if cluster.use_gpu else CPU_CORE
+    if cluster.link_gbit_per_s is not None:
+        target = replace(target, link_bytes_per_s=cluster.link_gbit_per_s * 1e9 / 8)
+    if cluster.link_latency_us is not None:
+        target = replace(target, link_latency_s=cluster.link_latency_us * 1e-6)
+    return target
+
+
+def plan_for(
+    job: Job,
+    shapes: tuple[LayerShape, ...],
+    samples: int,
+    classes: int,
+    costs: Sequence[LayerCost] | None = None,
+) -> Plan:
+    """Divide the layers of a job among its workers; measured `costs` replace the estimate. Raises JobError."""
+    cluster, precision = job.cluster, job.train.precision
     return make_plan(
         shapes,
-        workers=job.cluster.workers,
-        stages=job.cluster.stages,
+        workers=cluster.workers,
+        stages=cluster.stages,
+        replicas=cluster.replicas,
         global_batch_size=job.train.global_batch_size,
         num_samples=samples,
         num_classes=classes,
         optimizer=job.train.optimizer,
-        dtype_bytes=8 if job.train.precision == "float64" else 4,
+        dtype_bytes=8 if precision == "float64" else 4,
+        activation_bytes={"float64": 8, "float32": 4, "bfloat16": 2}[precision],
         end_to_end=job.objective.name == "bp",
+        target=target_of(cluster),
+        costs=costs,
+        memory_limit_bytes=None if cluster.memory_gb is None else cluster.memory_gb * 1e9,
     )
 
 
-def plan_job(job: Job) -> tuple[Plan, list[str]]:
-    """The plan of a job and the names of its layers, without looking at data.
+@dataclass(frozen=True)
+class Planned:
+    """What a job says of itself without its data: layers, training images per epoch, classes."""
+
+    job: Job
+    shapes: tuple[LayerShape, ...]
+    samples: int
+    classes: int
+
+
+def offline(job: Job) -> Planned:
+    """All that a plan needs, without looking at data.
 
     Raises JobError when the job does not state how many images and classes there are.
     """
@@ -87,5 +123,4 @@ def plan_job(job: Job) -> tuple[Plan, list[str]]:
             "(for example `expect: {train_samples: 50000, classes: 10}`)"
         )
     job = resolved(job)
-    shapes = shapes_of(job, classes)
-    return plan_for(job, shapes, samples, classes), [shape.name for shape in shapes]
+    return Planned(job, shapes_of(job, classes), samples, classes)

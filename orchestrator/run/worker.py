@@ -44,10 +44,11 @@ class Assignment:
     weights_only: bool
     run_id: str | None
     ranges: list[tuple[int, int]]
-    replicas: int
+    replicas: list[int]
     layer_names: list[str]
     layer_outputs: list[tuple[int, ...]]
     steps_per_epoch: int
+    # The most samples in one step, over all replicas.
     max_batch: int
     num_classes: int
     attempt_steps: list[list[int]]
@@ -105,7 +106,7 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
     job = assignment.job
     prepare_torch(job["cluster"], device)
     control = Control(context.world_size)
-    mesh = Mesh(len(assignment.ranges), assignment.replicas)
+    mesh = Mesh(assignment.replicas)
     stage_index, _ = mesh.place(context.rank)
     datasets = open_datasets(job)
     depth = len(assignment.layer_names) if assignment.phases is None else assignment.phases
@@ -250,11 +251,11 @@ def _optimizer(layer: LocalLayer, train: dict[str, Any]) -> torch.optim.Optimize
 
 def _replica_group(mesh: Mesh, stage_index: int) -> dist.ProcessGroup | None:
     """The group of the workers that hold the same layers; torch wants every worker to create every group."""
-    if mesh.replicas == 1:
-        return None
     mine: dist.ProcessGroup | None = None
     for stage in range(mesh.stages):
-        group = dist.new_group([mesh.rank(stage, r) for r in range(mesh.replicas)])
+        if mesh.replicas[stage] == 1:
+            continue
+        group = dist.new_group(mesh.stage_ranks(stage))
         if stage == stage_index:
             assert isinstance(group, dist.ProcessGroup)
             mine = group

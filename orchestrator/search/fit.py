@@ -96,3 +96,11 @@ def check_offline(search: SearchJob) -> int | None:
     return concurrency(
         need_of(search.base["cluster"]), os.cpu_count() or 1, float("inf"), search.concurrency, "this machine"
     )
+
+
+def trials_line(search: SearchJob) -> str:
+    """How many trials a search has and how many of them run at a time. Raises JobError where none fits."""
+    at_once = check_offline(search)
+    each = " of each layer" if search.strategy == "layerwise" else ""
+    where = "" if at_once is None else f", {at_once} at a time on this machine"
+    return f"{search.trials_each} trials{each}{where}; a trial needs {need_of(search.base['cluster']).sum}"

@@ -64,8 +64,46 @@ def plan_table(plan: dict[str, Any], layer_names: Sequence[str], *, job_name: st
         f"Plan of {job_name}: {plan['workers']} workers, {len(plan['stages'])} stages, batches of "
         f"{plan['global_batch_size']}, {plan['steps_per_epoch']} steps per epoch"
     )
-    tail = f"Estimated balance {plan['balance']:.2f} (1 is even); stage {plan['limiting_stage']} sets the pace."
+    tail = (
+        f"Predicted {amount(plan['images_per_second'])} images/s, efficiency {plan['efficiency']:.2f} (1 is ideal); "
+        f"stage {plan['limiting_stage']} sets the pace{_because(plan)}."
+    )
     return f"{head}\n{as_text(table)}\n{tail}"
+
+
+def _because(plan: dict[str, Any]) -> str:
+    factor = plan["limiting_factor"]
+    return "" if factor == "none" else f"; most is lost to {factor} ({100 * plan['losses'][factor]:.0f} %)"
+
+
+def scaling_table(plans: Sequence[dict[str, Any]], *, job_name: str, price_per_hour: float | None = None) -> str:
+    """What to expect of each number of workers, one row each; `price_per_hour` is that of one worker."""
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    columns = ["workers", "replicas", "images/s", "efficiency", "epoch", "hours"]
+    columns += [] if price_per_hour is None else ["cost"]
+    for column in (*columns, "memory", "slowest", "most is lost to"):
+        justify: Any = "left" if column in ("replicas", "most is lost to") else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
+    for plan in plans:
+        stages = plan["stages"]
+        hours = plan["worker_hours_per_epoch"]
+        factor = plan["limiting_factor"]
+        lost = "" if factor == "none" else f"{factor} {100 * plan['losses'][factor]:.0f} %"
+        table.add_row(
+            str(plan["workers"]),
+            " ".join(str(stage["replicas"]) for stage in stages),
+            amount(plan["images_per_second"]),
+            f"{plan['efficiency']:.3f}",
+            duration(plan["epoch_seconds"]),
+            f"{hours:.3g}",
+            *([] if price_per_hour is None else [f"{hours * price_per_hour:.2f}"]),
+            amount(max(stage["memory_bytes"] for stage in stages), "B"),
+            str(plan["limiting_stage"]),
+            lost,
+        )
+    head = f"Predicted for {job_name}, batches of {plans[0]['global_batch_size']}:"
+    tail = "replicas: of each stage; hours: of all workers, an epoch; memory: of the largest worker; slowest: its stage"
+    return f"{head}\n{as_text(table, width=140)}\n{tail}"
 
 
 def duration(seconds: float) -> str:

@@ -75,6 +75,12 @@ def test_several_numbers_of_workers_give_a_list_of_plans(tmp_path: Path) -> None
         (["run", "jobs/quickstart.yaml", "--seeds", "1,x"], "--seeds: must be different whole numbers >= 0"),
         (["plan", "jobs/imagenet.yaml", "--workers", "0"], "--workers: must be different whole numbers >= 1"),
         (["plan", "jobs/imagenet.yaml", "--workers", "7", "--set", "cluster.stages=8"], "nearest: 8"),
+        (["plan", "jobs/imagenet.yaml", "--workers", "11", "--set", "cluster.stages=2"], "nearest: 10 and 12"),
+        (["plan", "jobs/imagenet.yaml", "--price-per-hour", "cheap"], "--price-per-hour: must be a number >= 0"),
+        (
+            ["plan", "jobs/imagenet.yaml", "--set", "cluster.memory_gb=1"],
+            "no split of the 10 layers among 8 workers fits",
+        ),
         (["report", "jobs"], "jobs: not a run folder"),
         (["runs", "ls", "nowhere"], "nowhere: no such folder of runs"),
     ],
@@ -129,3 +135,32 @@ def test_gpus_that_are_not_there_are_refused(tiny_job: Callable[..., Path], in_p
     result = in_process("run", tiny_job(), "--set", "cluster.use_gpu=true")
     assert result.returncode == 2
     assert "cluster.use_gpu: must be false here" in result.stderr
+
+
+def test_a_plan_for_many_workers_shows_where_it_stops_scaling(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "plans.json"
+    flags = ["--workers", "1,2,64,1024", "--price-per-hour", "2.5", "--json", str(out)]
+    assert main(["plan", str(ROOT / "jobs/imagenet.yaml"), *flags]) == 0
+    plans = json.loads(out.read_text())
+    assert [sum(stage["replicas"] for stage in plan["stages"]) for plan in plans] == [1, 2, 64, 1024]
+    rates = [plan["images_per_second"] for plan in plans]
+    assert rates == sorted(rates)
+    assert [plan["efficiency"] for plan in plans] == pytest.approx(
+        [rate / rates[0] / n for rate, n in zip(rates, [1, 2, 64, 1024], strict=True)]
+    )
+    assert plans[-1]["limiting_factor"] == "sums over replicas"
+    shown = capsys.readouterr().out
+    for words in ("images/s", "efficiency", "hours", "memory", "sums over replicas"):
+        assert words in shown
+    hours = plans[1]["worker_hours_per_epoch"]
+    assert f"{2.5 * hours:.2f}" in shown
+
+
+def test_a_plan_may_be_measured_on_this_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "jobs/quickstart.yaml", "--profile", "--set", "train.global_batch_size=8"]) == 0
+    assert "Layers measured here." in capsys.readouterr().out

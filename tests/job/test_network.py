@@ -11,7 +11,6 @@ from orchestrator.job.network import (
     known_classes,
     known_train_samples,
     layer_shapes,
-    resolved_stages,
     units,
 )
 
@@ -50,20 +49,3 @@ def test_classes_and_images_are_known_from_the_job_or_not_at_all(load: Any) -> N
     digits = load("data=digits")
     assert known_classes(digits) == 10
     assert known_train_samples(digits) == pytest.approx(1347, abs=10)
-
-
-@pytest.mark.parametrize(
-    ("workers", "stages", "resolved"),
-    [
-        (1, "auto", 1), (2, "auto", 2), (3, "auto", 3), (4, "auto", 4), (5, "auto", 1), (6, "auto", 3),
-        (8, "auto", 4), (4, 2, 2), (4, 1, 1),
-    ],
-)  # fmt: skip
-def test_auto_takes_the_most_stages_that_divide_the_workers(
-    load: Any, workers: int, stages: Any, resolved: int
-) -> None:
-    """Four layers; the reference is the definition by trial."""
-    job = load(f"cluster.workers={workers}", f"cluster.stages={stages}", "train.global_batch_size=120")
-    assert resolved_stages(job) == resolved
-    if stages == "auto":
-        assert resolved == max(n for n in range(1, 5) if workers % n == 0)

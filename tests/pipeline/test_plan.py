@@ -1,41 +1,40 @@
-"""The planner against brute force, its numbers against arithmetic by hand, its refusals word for word."""
+"""What a plan promises: its numbers against arithmetic by hand, its choice against all choices, its refusals."""
 
 from __future__ import annotations
 
 import itertools
-import random
+import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from hff.shapes import HeadShape, VggOptions, describe
 from orchestrator.errors import JobError
-from orchestrator.pipeline.mesh import Mesh
-from orchestrator.pipeline.plan import choose_stages, make_plan, split
+from orchestrator.pipeline.cost import CPU_CORE, LayerCost, Target, layer_costs, learned
+from orchestrator.pipeline.mesh import SLOTS
+from orchestrator.pipeline.plan import Plan, make_plan
 
 SHAPES = describe(VggOptions(widths=(8, 16, 16, 32), pool_after=(0, 2)), (3, 16, 16), HeadShape("prototype", 10, 2))
+# Links and sums that cost nothing: what is left is the time of the layers.
+FREE = Target(1e9, math.inf, 0.0, math.inf, 0.0)
 
 
-def test_the_split_is_as_good_as_the_best_of_all_splits() -> None:
-    dice = random.Random(0)
-    for _ in range(200):
-        layers = dice.randint(1, 8)
-        stages = dice.randint(1, layers)
-        costs = [dice.random() for _ in range(layers)]
-        ranges = split(costs, stages)
-        assert [i for first, last in ranges for i in range(first, last + 1)] == list(range(layers))
-        best = min(
-            max(sum(costs[a:b]) for a, b in itertools.pairwise((0, *cuts, layers)))
-            for cuts in itertools.combinations(range(1, layers), stages - 1)
-        )
-        assert max(sum(costs[first : last + 1]) for first, last in ranges) == pytest.approx(best)
+def plan(**arguments: Any) -> Plan:
+    given: dict[str, Any] = {
+        "workers": 1, "stages": "auto", "global_batch_size": 100, "num_samples": 1000, "num_classes": 10,
+        "optimizer": "adamw",
+    }  # fmt: skip
+    return make_plan(arguments.pop("shapes", SHAPES), **{**given, **arguments})
+
+
+def seconds(*per_sample: float) -> list[LayerCost]:
+    return [LayerCost(s) for s in per_sample]
 
 
 def test_a_plan_names_what_every_stage_owns_sends_and_costs() -> None:
-    plan = make_plan(
-        SHAPES, workers=2, stages=2, global_batch_size=10, num_samples=95, num_classes=10, optimizer="adamw",
-        costs=(1.0, 1.0, 1.0, 3.0),
-    )  # fmt: skip
-    value = plan.to_json()
+    made = plan(workers=2, stages=2, global_batch_size=10, num_samples=95, costs=seconds(1, 1, 1, 3), target=FREE)
+    value = made.to_json()
     assert [stage["layers"] for stage in value["stages"]] == [[0, 2], [3, 3]]
     assert [stage["compute_share"] for stage in value["stages"]] == [0.5, 0.5]
     assert value["steps_per_epoch"] == 10
@@ -43,41 +42,127 @@ def test_a_plan_names_what_every_stage_owns_sends_and_costs() -> None:
     assert value["stages"][0]["bytes_sent_per_step"] == 10 * (4 * 16 * 4 * 4 + 8)
     assert value["stages"][1]["bytes_sent_per_step"] == 0
     assert value["stages"][1]["parameters"] == 16 * 9 * 32 + 2 * 32 + 10 * 2 * 32 * 16 + 1
-    assert (value["workers"], value["balance"]) == (2, 1.0)
     assert all(stage["memory_bytes"] > 4 * 4 * stage["parameters"] for stage in value["stages"])
+    assert value["workers"] == 2
+    # Both stages take 30 s a step: one to fill, then ten steps.
+    assert value["epoch_seconds"] == 11 * 30
+    assert value["images_per_second"] == pytest.approx(95 / 330)
+    assert value["worker_hours_per_epoch"] == pytest.approx(2 * 330 / 3600)
+    assert value["efficiency"] == pytest.approx(10 / 11)
+    assert value["limiting_factor"] == "filling"
 
 
-def test_stages_are_chosen_to_divide_the_workers() -> None:
-    assert [choose_stages(workers, "auto", 4) for workers in (1, 2, 3, 4, 6, 7, 8)] == [1, 2, 3, 4, 3, 1, 4]
+@pytest.mark.parametrize("workers", [1, 2, 3, 4, 6, 8, 12])
+def test_stages_and_replicas_are_the_fastest_of_all(workers: int) -> None:
+    """The reference tries every division and every number of replicas as a stated one."""
+    costs = layer_costs(SHAPES, CPU_CORE)
+    chosen = plan(workers=workers, costs=costs)
+    assert sum(chosen.replicas) == workers
+    rates = [
+        plan(workers=workers, costs=costs, replicas=replicas).images_per_second
+        for stages in range(1, 5)
+        for replicas in itertools.product((1, 2, 4, 5, 10), repeat=stages)
+        if sum(replicas) == workers
+    ]
+    # The choice is by the slowest stage; filling, once in an epoch, may differ.
+    assert chosen.images_per_second == pytest.approx(max(rates), rel=0.02)
+
+
+def test_a_layer_that_takes_three_times_as_long_gets_three_workers() -> None:
+    made = plan(workers=6, costs=seconds(1, 3, 1, 1), global_batch_size=60, target=FREE, stages=4)
+    assert made.replicas == [1, 3, 1, 1]
+    assert made.efficiency == pytest.approx(17 / (17 + 3), abs=0.01), "17 steps, 3 to fill"
+    even = plan(workers=6, costs=seconds(1, 3, 1, 1), global_batch_size=60, target=FREE, replicas=(2, 2, 1, 1))
+    # 90 s instead of 60 s a step; one and a half of them to fill.
+    assert even.images_per_second == pytest.approx(made.images_per_second * 60 * 20 / (90 * 17 + 150))
+    assert (even.limiting_stage, even.limiting_factor) == (1, "uneven stages")
+
+
+def test_losses_say_where_all_time_of_the_workers_goes() -> None:
+    for replicas in ((4,), (2, 2), (1, 2, 1), (2, 5, 1, 1)):
+        made = plan(workers=sum(replicas), replicas=replicas, num_samples=5000)
+        useful = 50 * sum(cost.of_batch(100) for cost in layer_costs(SHAPES, CPU_CORE))
+        assert made.efficiency == pytest.approx(useful / (made.workers * made.epoch_seconds))
+        assert made.efficiency + sum(made.losses.values()) == pytest.approx(1)
+        assert all(share >= 0 for share in made.losses.values())
+        assert made.limiting_factor == max(made.losses, key=lambda name: made.losses[name])
+
+
+def test_replicas_pay_for_their_sums_unless_the_next_layer_hides_them() -> None:
+    target = Target(1e9, math.inf, 0.0, link_bytes_per_s=1e6, link_latency_s=0.0)
+    # Half of the gradients' bytes go each way, twice, between two replicas.
+    wire = [4 * learned(shape) / 1e6 for shape in SHAPES]
+    slow = plan(workers=2, replicas=(2,), costs=seconds(1, 1, 1, 1), target=target, num_samples=100)
+    assert slow.epoch_seconds == pytest.approx(4 * 50 + wire[3])
+    fast = plan(workers=2, replicas=(2,), costs=seconds(1e-9, 1e-9, 1e-9, 1e-9), target=target, num_samples=100)
+    assert fast.epoch_seconds == pytest.approx(sum(wire))
+    assert fast.limiting_factor == "sums over replicas"
+
+
+def test_a_link_that_is_slower_than_the_stages_sets_the_pace() -> None:
+    target = replace(FREE, link_bytes_per_s=1000.0)
+    made = plan(workers=2, stages=2, costs=seconds(1e-3, 1e-3, 1e-3, 1e-3), target=target)
+    sent = [stage.bytes_sent_per_step for stage in made.stages]
+    assert made.stages[0].layers == (0, 2), "the border with the smallest map"
+    assert made.epoch_seconds == pytest.approx(10 * sent[0] / 1000, rel=0.01)
+    assert made.limiting_factor == "links"
+
+
+def test_memory_is_weights_gradients_optimizer_activations_and_buffers() -> None:
+    made = plan(workers=2, stages=2, costs=seconds(1, 1, 1, 3), global_batch_size=10)
+    last = SHAPES[3]
+    numbers = 4 * learned(last) + last.buffers
+    kept = 16 * 4 * 4 + 3 * 32 * 4 * 4 + last.head_features + 2 * 10
+    assert made.stages[1].memory_bytes == 4 * (numbers + 10 * kept) + SLOTS * 10 * (4 * 16 * 4 * 4 + 8)
+    halved = plan(workers=2, replicas=(2,), costs=seconds(1, 1, 1, 3), global_batch_size=10)
+    assert halved.stages[0].memory_bytes < plan(costs=seconds(1, 1, 1, 3), global_batch_size=10).stages[0].memory_bytes
+
+
+def test_the_plan_keeps_to_the_limit_of_memory_at_the_price_of_speed() -> None:
+    costs = seconds(1e-5, 1e-5, 1e-5, 1e-5)
+    free = plan(workers=2, costs=costs)
+    assert free.replicas == [1, 1]
+    largest = max(stage.memory_bytes for stage in free.stages)
+    assert plan(workers=2, costs=costs, memory_limit_bytes=largest) == free
+    lean = plan(workers=2, costs=costs, memory_limit_bytes=largest - 1)
+    assert max(stage.memory_bytes for stage in lean.stages) < largest
+    assert lean.images_per_second < free.images_per_second
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"workers": 5, "stages": 5}, "cluster.stages: must be at most 4, the number of layers, got 5"),
+        ({"workers": 3, "stages": 4}, "cluster.workers: must be at least cluster.stages (4), got 3; nearest: 4"),
         (
-            {"workers": 3, "stages": 2},
-            "cluster.workers: must be a multiple of cluster.stages (2), got 3 (nearest: 2 or 4)",
+            {"workers": 7, "stages": 1},
+            "cluster.workers: 7 workers cannot be shared out over 1 stage whose replicas divide "
+            "train.global_batch_size (100); nearest: 5 and 10",
         ),
         (
-            {"workers": 4, "stages": 1, "global_batch_size": 7},
-            "train.global_batch_size: must be at least 8, two samples for each of the 4 replicas, got 7",
+            {"workers": 13, "global_batch_size": 7},
+            "cluster.workers: 13 workers cannot be shared out over at most 4 stages whose replicas divide "
+            "train.global_batch_size (7); nearest: 10 and 14",
         ),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_refused_with_the_remedy(arguments: dict[str, int], message: str) -> None:
-    given = {"global_batch_size": 100, **arguments}
+def test_a_mesh_that_does_not_fit_is_refused_with_the_remedy(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError) as caught:
-        make_plan(SHAPES, num_samples=1000, num_classes=10, optimizer="sgd", **given)
+        plan(**arguments)
     assert str(caught.value) == message
     assert caught.value.exit_code == 2
 
 
-def test_ranks_and_places_are_inverse_and_a_pipeline_has_consecutive_ranks() -> None:
-    mesh = Mesh(stages=3, replicas=2)
-    assert [mesh.place(r) for r in range(6)] == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1)]
-    assert all(mesh.rank(*mesh.place(r)) == r for r in range(6))
-    assert [mesh.before(r) for r in range(6)] == [None, 0, 1, None, 3, 4]
-    assert [mesh.after(r) for r in range(6)] == [1, 2, None, 4, 5, None]
-    with pytest.raises(ValueError, match="rank 6"):
-        mesh.place(6)
+def test_a_plan_that_exceeds_memory_on_every_split_says_what_would_fit() -> None:
+    leanest = min(
+        max(stage.memory_bytes for stage in plan(workers=2, replicas=replicas).stages) for replicas in ((1, 1), (2,))
+    )
+    with pytest.raises(JobError, match=r"^cluster.memory_gb: no split of the 4 layers among 2 workers fits") as caught:
+        plan(workers=2, memory_limit_bytes=0.9 * leanest)
+    text = str(caught.value)
+    assert "the leanest needs 0.00" in text
+    assert caught.value.exit_code == 2
+    _, _, remedies = text.partition("what would fit: ")
+    _, batch, workers = remedies.split(" or ")
+    plan(workers=2, memory_limit_bytes=0.9 * leanest, global_batch_size=int(batch.split()[-1]))
+    plan(workers=int(workers.split()[0]), memory_limit_bytes=0.9 * leanest)

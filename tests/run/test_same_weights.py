@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -53,22 +54,56 @@ def test_one_worker_two_stages_and_torchrun_give_the_same_bits_and_another_seed_
     assert other_seed["order_sha256"] != reference["order_sha256"]
 
 
-def test_replicas_in_float64_agree_with_one_process_to_the_order_of_sums(trained: Callable[..., Path]) -> None:
-    """Batch norm, gradients and a ragged last batch over two data-parallel workers; BP and local alike."""
-    for objective in ("{name: hff}", "{name: bp}"):
-        name = objective[7:-1]
-        settings = ("train.precision=float64", f"objective={objective}")
-        alone = trained(f"{name}-alone", *settings)
-        together = trained(f"{name}-replicas", *settings, "cluster.workers=2", "cluster.stages=1")
-        assert summary_of(together)["replicas"] == [2]
-        assert summary_of(together)["order_sha256"] == summary_of(alone)["order_sha256"]
-        files = sorted(p.name for p in newest(alone).glob("layer_*.safetensors"))
-        for name_of_file in files:
-            ours, theirs = (load_file(newest(run) / name_of_file) for run in (alone, together))
-            assert ours.keys() == theirs.keys()
-            for key, value in ours.items():
-                difference = (value.double() - theirs[key].double()).abs().max()
-                assert difference <= 1e-9 * value.abs().max(), f"{name_of_file} {key}: {difference}"
+def assert_same_but_for_rounding(run: Path, other: Path) -> None:
+    """Order of consumption and accuracy the same, every tensor to 1e-9 of its largest value."""
+    ours, theirs = summary_of(run), summary_of(other)
+    for key in ("order_sha256", "sample_keys_sha256", "steps", "samples_seen", "val_top1"):
+        assert ours[key] == theirs[key], key
+    assert [layer["val_top1"] for layer in ours["layers"]] == [layer["val_top1"] for layer in theirs["layers"]]
+    for file in sorted(newest(other).glob("layer_??.safetensors")):
+        values, expected = load_file(newest(run) / file.name), load_file(file)
+        assert values.keys() == expected.keys()
+        for key, value in expected.items():
+            difference = (values[key].double() - value.double()).abs().max()
+            assert difference <= 1e-9 * value.abs().max(), f"{file.name} {key}: {difference}"
+
+
+FLOAT64 = ("train.precision=float64", "train.global_batch_size=96")
+
+
+def test_replicas_of_one_stage_agree_with_one_process_to_the_order_of_sums(trained: Callable[..., Path]) -> None:
+    settings = (*FLOAT64, "objective={name: bp}")
+    alone = trained("alone", *settings)
+    together = trained("together", *settings, "cluster.workers=2")
+    assert summary_of(together)["replicas"] == [2]
+    assert_same_but_for_rounding(together, alone)
+
+
+def test_a_run_goes_on_with_more_workers_than_before_and_unequal_replicas(
+    trained: Callable[..., Path], tiny_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Batch norms and a ragged last batch; the first epoch by one worker, the second by three."""
+    settings = (*FLOAT64, "model.vote=fitted")
+    alone = trained("alone", *settings)
+    run = tmp_path / "runs" / "meshed"
+    shutil.copytree(alone, run)
+    shutil.rmtree(newest(run))
+    for left in ("summary.json", "outcome.json"):
+        (run / left).unlink(missing_ok=True)
+    edit(run / "job.yaml", "name: alone", "name: meshed")
+    meshed = trained("meshed", *settings, "cluster.workers=3", "cluster.replicas=[2, 1]", "cluster.stages=2")
+    assert_same_but_for_rounding(meshed, alone)
+    summary = summary_of(meshed)
+    assert (summary["replicas"], summary["stages"], summary["world_size"]) == ([2, 1], 2, 3)
+    assert len(summary["peak_memory_bytes"]) == 3
+    steps = summary["steps"]
+    assert summary["attempt_steps"][-1] == [steps // 2, steps], "the first epoch was not done again"
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
 
 
 def test_a_sequential_run_trains_one_layer_after_the_other_also_as_a_pipeline(trained: Callable[..., Path]) -> None:

@@ -1,0 +1,199 @@
+"""Any mesh trains what one process trains: the same bits without replicas, the same but for rounding with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hff import HeadOptions, LocalLayer, VggOptions, build_layers, make_optimizer
+from hff.local import local_forward_backward
+from orchestrator.data.order import batch_bounds, replica_slice
+from orchestrator.pipeline.links import LinkShape, open_links
+from orchestrator.pipeline.mesh import Mesh
+from orchestrator.pipeline.stage import Stage, StageInput
+from orchestrator.pipeline.sync_norm import synchronise_norms
+from tests.pipeline.ranks import run_ranks
+
+CLASSES, SAMPLES, BATCH, EPOCHS = 3, 63, 12, 2
+OPTIONS = VggOptions(widths=(4, 6, 6, 8), pool_after=(1,), norm="batch")
+OUTPUTS = [(4, 8, 8), (6, 4, 4), (6, 4, 4), (8, 4, 4)]
+# The last batch of an epoch has 3 samples.
+BOUNDS = batch_bounds(SAMPLES, BATCH)
+# Layers of each stage, by the number of stages.
+RANGES = {1: [(0, 3)], 2: [(0, 1), (2, 3)], 3: [(0, 0), (1, 2), (3, 3)], 4: [(0, 0), (1, 1), (2, 2), (3, 3)]}
+
+State = dict[str, np.ndarray[Any, Any]]
+
+
+def samples(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(SAMPLES, 3, 8, 8, generator=generator, dtype=torch.float64).to(dtype)
+    return images.contiguous(memory_format=torch.channels_last), torch.randint(CLASSES, (SAMPLES,), generator=generator)
+
+
+class KeepsGradients(torch.optim.SGD):
+    """Instead of an update, the layer's whole gradient as one vector."""
+
+    kept: Tensor | None = None
+
+    def step(self, closure: Any = None) -> None:
+        self.kept = torch.cat([p.grad.ravel() for group in self.param_groups for p in group["params"]])
+
+
+def an_optimizer(layer: LocalLayer, name: str) -> torch.optim.Optimizer:
+    if name == "none":
+        return KeepsGradients(layer.parameters(), lr=1.0)
+    return make_optimizer(layer, name, lr=0.05)
+
+
+def a_stage(first: int, last: int, dtype: torch.dtype, optimizer: str, **links: Any) -> Stage:
+    built = build_layers(OPTIONS, (3, 8, 8), HeadOptions(num_classes=CLASSES), seed=0, only=range(first, last + 1))
+    layers = [layer.to(dtype).to(memory_format=torch.channels_last) for layer in built]
+    return Stage(
+        first=first,
+        layers=layers,
+        optimizers=[an_optimizer(layer, optimizer) for layer in layers],
+        learning_rate=lambda step, layer: 0.05 / (1 + step + layer),
+        trained=lambda step: None,
+        output_shape=OUTPUTS[last],
+        device=torch.device("cpu"),
+        **{"receiver": None, "sender": None, "replicas": None, **links},
+    )
+
+
+def batches(replica: int, replicas: int, steps: int, dtype: torch.dtype) -> Iterator[StageInput]:
+    images, labels = samples(dtype)
+    for step in range(steps):
+        own = slice(*replica_slice(*BOUNDS[step % len(BOUNDS)], replica, replicas))
+        yield StageInput(step, images[own], labels[own], stop=step == steps - 1 and replica == 0)
+
+
+def state_of(stage: Stage) -> State:
+    """Every parameter and buffer, and gradients that were kept."""
+    state: State = {}
+    for i, (layer, optimizer) in enumerate(zip(stage.layers, stage.optimizers, strict=True), start=stage.first):
+        state |= {f"{i}.{key}": value.numpy().copy() for key, value in layer.state_dict().items()}
+        if isinstance(optimizer, KeepsGradients) and optimizer.kept is not None:
+            state[f"{i}.gradient"] = optimizer.kept.numpy()
+    return state
+
+
+def train_as_rank(
+    rank: int, replicas: Sequence[int], steps: int, dtype: torch.dtype, optimizer: str, transport: str
+) -> dict[str, Any]:
+    """One rank's part of a run: what it owns at the end, and what it was told."""
+    mesh = Mesh(replicas)
+    number, replica = mesh.place(rank)
+    ranges = RANGES[mesh.stages]
+
+    def link(stage: int) -> LinkShape:
+        return LinkShape(OUTPUTS[ranges[stage][1]], dtype, BATCH, CLASSES, "channels_last")
+
+    receiver, sender = open_links(
+        mesh,
+        rank,
+        link(number - 1) if number else None,
+        link(number) if number < mesh.stages - 1 else None,
+        transport=transport,
+        timeout_s=120.0,
+        token=f"test-{dist.get_world_size()}-{transport}-{'-'.join(map(str, replicas))}-{steps}",
+    )
+    groups = [dist.new_group(mesh.stage_ranks(s)) if count > 1 else None for s, count in enumerate(replicas)]
+    stage = a_stage(*ranges[number], dtype, optimizer, receiver=receiver, sender=sender, replicas=groups[number])
+    if groups[number] is not None:
+        for layer in stage.layers:
+            synchronise_norms(layer, groups[number])
+    feed = batches(replica, replicas[0], steps, dtype) if number == 0 else None
+    stops = [stage.train_step(next(feed) if feed is not None else stage.receive()) for _ in range(steps)]
+    totals, _ = stage.take_totals()
+    dist.barrier()  # who closes a link first takes what lies in it along
+    for end in (receiver, sender):
+        if end is not None:
+            end.close()
+    return {
+        "replica": replica,
+        "state": state_of(stage),
+        "stops": stops,
+        "samples": [t.samples for t in totals],
+        "correct": {stage.first + i: int(t.correct) for i, t in enumerate(totals)},
+    }
+
+
+def train_alone(steps: int, dtype: torch.dtype, optimizer: str) -> tuple[State, list[int]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        stage = a_stage(0, 3, dtype, optimizer)
+        for batch in batches(0, 1, steps, dtype):
+            stage.train_step(batch)
+    finally:
+        torch.set_num_threads(threads)
+    totals, _ = stage.take_totals()
+    return state_of(stage), [int(t.correct) for t in totals]
+
+
+def together(parts: list[dict[str, Any]]) -> State:
+    """The network as a checkpoint has it, of the first replica of each stage; all replicas must agree on it."""
+    states: State = {}
+    for part in sorted(parts, key=lambda p: p["replica"]):
+        for key, value in part["state"].items():
+            assert np.array_equal(states.setdefault(key, value), value), f"replicas differ in {key}"
+    return states
+
+
+STEPS = EPOCHS * len(BOUNDS)
+
+
+@pytest.mark.parametrize("transport", ["shm", "gloo"])
+@pytest.mark.parametrize("stages", [2, 3, 4])
+def test_stages_without_replicas_give_the_bits_of_one_process(stages: int, transport: str) -> None:
+    parts = run_ranks(stages, train_as_rank, [1] * stages, STEPS, torch.float32, "adamw", transport)
+    alone, correct = train_alone(STEPS, torch.float32, "adamw")
+    piped = together(parts)
+    assert piped.keys() == alone.keys()
+    for key, value in alone.items():
+        assert np.array_equal(piped[key], value), key
+    assert [c for part in parts for c in part["correct"].values()] == correct
+
+
+@pytest.mark.parametrize("replicas", [[2, 1], [1, 2], [2, 2], [3, 2], [1, 4, 1]])
+def test_replicas_in_float64_agree_with_one_process_after_two_epochs(replicas: list[int]) -> None:
+    """Also where a replica of four has no sample of the last batch of three."""
+    parts = run_ranks(sum(replicas), train_as_rank, replicas, STEPS, torch.float64, "adamw", "auto")
+    alone, correct = train_alone(STEPS, torch.float64, "adamw")
+    meshed = together(parts)
+    assert meshed.keys() == alone.keys()
+    for key, value in alone.items():
+        difference = np.abs(meshed[key] - value).max()
+        assert difference <= 1e-9 * np.abs(value).max(), f"{key}: {difference}"
+    for layer, expected in enumerate(correct):
+        assert sum(part["correct"].get(layer, 0) for part in parts) == expected
+    for part in parts:
+        assert part["stops"] == [False] * (STEPS - 1) + [True], "one replica's wish reaches all in the same step"
+
+
+@pytest.mark.parametrize("replicas", [[2, 1], [1, 2], [2, 2]])
+def test_gradients_of_the_first_step_in_float32_agree_with_one_process(replicas: list[int]) -> None:
+    parts = run_ranks(sum(replicas), train_as_rank, replicas, 1, torch.float32, "none", "auto")
+    alone, _ = train_alone(1, torch.float32, "none")
+    meshed = together(parts)
+    for layer in range(4):
+        ours, theirs = (state[f"{layer}.gradient"] for state in (meshed, alone))
+        assert np.linalg.norm(theirs) > 0
+        assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs), f"layer {layer}"
+
+
+def test_an_empty_share_has_gradients_of_zero() -> None:
+    """What a replica without a sample adds to the sums of its stage."""
+    x = torch.zeros(0, 3, 8, 8)
+    for layer in a_stage(0, 3, torch.float32, "sgd").layers:
+        layer.eval()  # torch's own batch norm cannot train on nothing; ours over replicas can
+        update = local_forward_backward(layer, x, torch.zeros(0, dtype=torch.int64), count=3)
+        assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+        x = update.output
