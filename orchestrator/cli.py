@@ -230,10 +230,10 @@ def _data(arguments: argparse.Namespace) -> int:
         return features_command(arguments.job, arguments.overrides)
     code = arguments_of_data.call(arguments)
     if arguments.action == "stats" and arguments.html is not None:
-        from orchestrator.data.index import open_index
+        from orchestrator.data.remote_index import open_data
         from orchestrator.show.data_page import write_page
 
-        write_page(open_index(arguments.out), arguments.html)
+        write_page(open_data(arguments.out), arguments.html)
         print(f"Page: {arguments.html}")
     return code
 

@@ -33,6 +33,7 @@ HEAVY = {
     "mlflow": {"orchestrator.run"},
     "webdataset": {"orchestrator.data"},
     "PIL": {"orchestrator.data"},
+    "obstore": {"orchestrator.data"},
     "sklearn": {"orchestrator.data", "orchestrator.search"},
     "optuna": {"orchestrator.search"},
     "rich": {"orchestrator.show"},

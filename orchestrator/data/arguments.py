@@ -51,7 +51,7 @@ def add_to(actions: Any) -> None:
     stats = actions.add_parser("stats", help="classes, sizes, modes, bytes, balance")
     stats.add_argument("--html", metavar="FILE", type=Path, help="also one page with some of the images")
     for action in (verify, stats):
-        action.add_argument("out", metavar="OUT", type=Path, help="a folder with index.json")
+        action.add_argument("out", metavar="OUT", help="a folder or URL with index.json")
 
 
 def _add_classes(action: argparse.ArgumentParser) -> None:

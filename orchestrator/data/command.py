@@ -19,8 +19,9 @@ from orchestrator.data.pack import pack as pack_shards
 from orchestrator.data.parallel import worth
 from orchestrator.data.quarantine import FILE, read_reasons, write_quarantine
 from orchestrator.data.reencode import Encoding
+from orchestrator.data.remote_index import open_data
 from orchestrator.data.verify import left_out, problems
-from orchestrator.errors import EXIT_DONE, DataError, Interrupted
+from orchestrator.errors import EXIT_DONE, DataError, Interrupted, JobError
 
 _SHOWN = 50
 
@@ -126,8 +127,10 @@ def index(folder: Path, *, labelling: Labelling | None = None, jobs: int | None 
     return EXIT_DONE
 
 
-def verify(out: Path, *, decode: bool = False, fix: bool = False, jobs: int | None = None) -> int:
-    index = open_index(out)
+def verify(out: str, *, decode: bool = False, fix: bool = False, jobs: int | None = None) -> int:
+    index = open_data(out)
+    if fix and index.store is not None:
+        raise JobError(f"--fix: the list is kept beside the index; verify the folder that was copied to {out}")
     with _stoppable(f"verifying {out}"):
         jobs = jobs or worth(sum(shard.bytes for shard in index.shards), heavy=decode)
         wrong = problems(index, decode=decode, jobs=jobs, progress=Ticker("verified"))
@@ -151,8 +154,8 @@ def verify(out: Path, *, decode: bool = False, fix: bool = False, jobs: int | No
     return EXIT_DONE
 
 
-def stats(out: Path) -> int:
-    index = open_index(out)
+def stats(out: str) -> int:
+    index = open_data(out)
     found = describe(index)
     low, mean, high = found.bytes
     of = "all" if found.looked_at == found.samples else f"{found.looked_at} drawn evenly"

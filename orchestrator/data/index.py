@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +68,27 @@ class Shard:
     samples: int
 
 
+class ShardStore(Protocol):
+    """Shards that are not in the folder of their index but come from elsewhere."""
+
+    url: str
+
+    def path(self, shard: int) -> Path:
+        """A local copy of a shard, made if need be; it may go when others need the room."""
+
+    def open(self, shard: int) -> int:
+        """A descriptor of a local copy of a shard, made if need be."""
+
+    def renew(self, shard: int) -> bool:
+        """Whether the local copy of a shard was damaged; it is then fetched again when it is opened."""
+
+
 @dataclass(frozen=True)
 class Index:
     """An opened index. Nothing of the shards themselves has been read yet.
 
     `source` is the name of what was packed, `ignored` the number of its files that are no images, `extra` what
-    the kind states beside that.
+    the kind states beside that, `store` where the shards are if not in `folder`.
     """
 
     folder: Path
@@ -86,6 +101,16 @@ class Index:
     ignored: int = 0
     kind: Kind = IMAGES
     extra: Mapping[str, Any] = field(default_factory=dict)
+    store: ShardStore | None = None
+
+    @property
+    def place(self) -> str:
+        """Where the data are, for messages."""
+        return str(self.folder) if self.store is None else self.store.url
+
+    def shard_path(self, shard: int) -> Path:
+        """A local file with the bytes of a shard."""
+        return self.folder / self.shards[shard].name if self.store is None else self.store.path(shard)
 
     @property
     def num_samples(self) -> int:

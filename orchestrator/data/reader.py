@@ -39,13 +39,11 @@ def header_is_of(header: bytes, member: str) -> bool:
 class _File:
     """An open shard; closed when nobody holds it any more, so never under a thread that reads."""
 
-    def __init__(self, path: str) -> None:
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        os.close(self.descriptor)
 
 
 class ShardReader:
@@ -54,7 +52,7 @@ class ShardReader:
     def __init__(self, index: Index) -> None:
         self.index = index
         self._suffixes = index.kind.suffixes
-        self._paths = [os.path.join(index.folder, shard.name) for shard in index.shards]
+        self._paths = [f"{index.place}/{shard.name}" for shard in index.shards]
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -64,11 +62,21 @@ class ShardReader:
 
     def read(self, i: int) -> tuple[str, str, bytes]:
         """(key, suffix, bytes) of sample i. Raises DataError naming shard, key, expected and found."""
+        try:
+            return self._read(i)
+        except DataError:
+            # A copy of a remote shard can be damaged here: then the original is asked once more.
+            store, shard = self.index.store, int(self.index.members["shard"][i])
+            if store is None or shard >= len(self._paths) or not store.renew(shard):
+                raise
+        return self._read(i)
+
+    def _read(self, i: int) -> tuple[str, str, bytes]:
         raw_key, shard, offset, length, crc, label, kind = self.index.members[i].item()
         key = raw_key.decode(errors="replace")
         if shard >= len(self._paths) or offset < _BLOCK or kind >= len(self._suffixes):
             raise DataError(
-                f"{self.index.folder}: key {key}: its row in the member table is damaged "
+                f"{self.index.place}: key {key}: its row in the member table is damaged "
                 f"(shard {shard}, offset {offset}, suffix {kind}); check with: orchestrator data verify"
             )
         member = f"{key}.{self._suffixes[kind]}"
@@ -92,6 +100,8 @@ class ShardReader:
         return key, self._suffixes[kind], payload
 
     def _file(self, shard: int) -> _File:
+        if self.index.store is not None:  # copies are not kept open: the cache could not make room
+            return self._checked(shard, _File(self.index.store.open(shard)))
         with self._lock:
             if shard in self._files:
                 self._files.move_to_end(shard)
@@ -102,11 +112,15 @@ class ShardReader:
             return file
 
     def _opened(self, shard: int) -> _File:
-        path, expected = self._paths[shard], self.index.shards[shard].bytes
+        path = self._paths[shard]
         try:
-            file = _File(path)
+            file = _File(os.open(path, os.O_RDONLY))
         except OSError as error:
             raise DataError(f"{path}: the shard cannot be opened: {error.strerror}") from None
+        return self._checked(shard, file)
+
+    def _checked(self, shard: int, file: _File) -> _File:
+        path, expected = self._paths[shard], self.index.shards[shard].bytes
         size = os.fstat(file.descriptor).st_size
         if size != expected:
             raise DataError(f"{path}: expected {expected} bytes, found {size}; the shard changed after packing")

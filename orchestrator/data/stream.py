@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -30,6 +30,8 @@ from orchestrator.errors import DataError
 
 Indices = NDArray[np.int64]
 Sample = dict[str, Any]
+# Told the samples of the batches to come; gives what is to be called at each batch.
+Foresee = Callable[[Iterator[Indices]], AbstractContextManager[Callable[[], None]]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Batch:
     labels: Tensor
     indices: Indices
     skipped: Mapping[int, str]
+
+
+def no_foresight(plan: Iterator[Indices]) -> AbstractContextManager[Callable[[], None]]:
+    """For samples that are all here."""
+    return nullcontext(lambda: None)
 
 
 class Source(Protocol):
@@ -161,12 +168,13 @@ class TrainStream:
         loader_threads: int = 1,
         prefetch_batches: int = 4,
         bad_sample_budget: float = 0.0001,
+        foresee: Foresee = no_foresight,
     ) -> None:
         self._source, self._subset = source, subset
         self._seed, self._lanes, self._window = seed, lanes, window
         self._bounds = batch_bounds(len(subset), global_batch_size)
         self._replica, self._replicas = replica, replicas
-        self._threads, self._prefetch = loader_threads, prefetch_batches
+        self._threads, self._prefetch, self._foresee = loader_threads, prefetch_batches, foresee
         # At least one: a budget below one image in a small set still means "a few".
         self._allowed = max(1, int(bad_sample_budget * len(subset))) if bad_sample_budget else 0
 
@@ -195,8 +203,13 @@ class TrainStream:
         """
         bad: list[str] = []
         # closing: an error that somebody keeps would otherwise keep the threads too.
-        with closing(ahead(self._tasks(start, stop), self._threads, self._prefetch)) as batches:
+        plan = (indices for indices, _ in self._planned(start, stop))
+        with (
+            self._foresee(plan) as handed_out,
+            closing(ahead(self._tasks(start, stop), self._threads, self._prefetch)) as batches,
+        ):
             for step, batch in zip(range(start, stop), batches, strict=True):
+                handed_out()
                 faults = [fault for fault in batch.skipped.values() if not isinstance(fault, Quarantined)]
                 bad = faults if step % self.steps_per_epoch == 0 else [*bad, *faults]
                 if len(bad) > self._allowed:
@@ -207,12 +220,16 @@ class TrainStream:
                 yield batch
 
     def _tasks(self, start: int, stop: int) -> Iterator[Callable[[], Batch]]:
+        for indices, epoch in self._planned(start, stop):
+            yield partial(self._source.batch, indices, epoch)
+
+    def _planned(self, start: int, stop: int) -> Iterator[tuple[Indices, int]]:
+        """Samples of this replica and epoch of every step."""
         per_epoch = self.steps_per_epoch
         for epoch in range(start // per_epoch, -(-stop // per_epoch)):
             order = epoch_order(self._subset, seed=self._seed, epoch=epoch, lanes=self._lanes, window=self._window)
             for step in range(max(start, epoch * per_epoch), min(stop, (epoch + 1) * per_epoch)):
-                indices = order[slice(*self._own(self._bounds[step % per_epoch]))]
-                yield partial(self._source.batch, indices, epoch)
+                yield order[slice(*self._own(self._bounds[step % per_epoch]))], epoch
 
 
 class EvalStream:
@@ -231,16 +248,21 @@ class EvalStream:
         replicas: int = 1,
         loader_threads: int = 1,
         prefetch_batches: int = 4,
+        foresee: Foresee = no_foresight,
     ) -> None:
         self._source = source
         bounds = [(i, min(i + batch_size, len(subset))) for i in range(0, len(subset), batch_size)]
         self._batches = [subset[slice(*replica_slice(*b, replica, replicas))] for b in bounds]
-        self._threads, self._prefetch = loader_threads, prefetch_batches
+        self._threads, self._prefetch, self._foresee = loader_threads, prefetch_batches, foresee
 
     def __iter__(self) -> Iterator[Batch]:
         tasks = (partial(self._source.batch, indices) for indices in self._batches)
-        with closing(ahead(tasks, self._threads, self._prefetch)) as batches:
+        with (
+            self._foresee(iter(self._batches)) as handed_out,
+            closing(ahead(tasks, self._threads, self._prefetch)) as batches,
+        ):
             for batch in batches:
+                handed_out()
                 if batch.skipped:
                     faults = "\n  ".join(batch.skipped.values())
                     raise DataError(f"an image for evaluation cannot be decoded:\n  {faults}")

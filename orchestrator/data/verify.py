@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.decode import BadImage, decode
-from orchestrator.data.index import SUFFIXES, Index, file_sha256
+from orchestrator.data.index import SUFFIXES, Index, ShardStore, file_sha256
 from orchestrator.data.parallel import results
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.scan import Found, scan, table
@@ -40,8 +40,30 @@ class _Check:
     decode: bool
 
     @property
-    def path(self) -> Path:
-        return self.index.folder / self.index.shards[0].name
+    def where(self) -> str:
+        """The shard, for messages."""
+        return f"{self.index.place}/{self.index.shards[0].name}"
+
+
+@dataclass(frozen=True)
+class _OneOf:
+    """One shard of a store, as a store of its own."""
+
+    store: ShardStore
+    number: int
+
+    @property
+    def url(self) -> str:
+        return self.store.url
+
+    def path(self, shard: int) -> Path:
+        return self.store.path(self.number + shard)
+
+    def open(self, shard: int) -> int:
+        return self.store.open(self.number + shard)
+
+    def renew(self, shard: int) -> bool:
+        return self.store.renew(self.number + shard)
 
 
 def problems(index: Index, *, decode: bool = False, jobs: int = 1, progress: Progress | None = None) -> list[Problem]:
@@ -50,7 +72,9 @@ def problems(index: Index, *, decode: bool = False, jobs: int = 1, progress: Pro
     done = 0
     if progress is not None:
         progress(0, index.num_samples)
-    for number, samples, wrong in results(_checked, _checks(index, decode), min(jobs, len(index.shards))):
+    # A store and its open connections stay in this process.
+    jobs = min(jobs, len(index.shards)) if index.store is None else 1
+    for number, samples, wrong in results(_checked, _checks(index, decode), jobs):
         found[number] = wrong
         done += samples
         if progress is not None:
@@ -76,19 +100,20 @@ def _checks(index: Index, decode: bool) -> Iterator[_Check]:
     for number, shard in enumerate(index.shards):
         rows = np.array(index.members[order[borders[number] : borders[number + 1]]])
         rows["shard"] = 0
-        yield _Check(number, replace(index, shards=(shard,), members=rows), decode)
+        store = None if index.store is None else _OneOf(index.store, number)
+        yield _Check(number, replace(index, shards=(shard,), members=rows, store=store), decode)
 
 
 def _table_problems(index: Index) -> list[Problem]:
     """What is wrong with the member table as a whole."""
     wrong = []
     if not index.table_is_right():
-        wrong.append(f"{index.folder}: the member table is not the one that index.json states")
+        wrong.append(f"{index.place}: the member table is not the one that index.json states")
     keys, counts = np.unique(index.members["key"], return_counts=True)
-    wrong += [f"{index.folder}: key {key.decode(errors='replace')} is there twice" for key in keys[counts > 1][:10]]
+    wrong += [f"{index.place}: key {key.decode(errors='replace')} is there twice" for key in keys[counts > 1][:10]]
     strays = np.count_nonzero(index.members["shard"] >= len(index.shards))
     if strays:
-        wrong.append(f"{index.folder}: {strays} samples lie in shards that the index does not name")
+        wrong.append(f"{index.place}: {strays} samples lie in shards that the index does not name")
     return [Problem(text) for text in wrong]
 
 
@@ -99,35 +124,39 @@ def _checked(check: _Check) -> tuple[int, int, list[Problem]]:
 
 
 def _shard_problems(check: _Check) -> Iterator[Problem]:
-    path, shard, number = check.path, check.index.shards[0], check.number
+    where, shard, number = check.where, check.index.shards[0], check.number
     try:
+        path = check.index.shard_path(0)
         size, found = path.stat().st_size, file_sha256(path)
     except OSError as error:
-        yield Problem(f"{path}: cannot be read: {error.strerror}", number)
+        yield Problem(f"{where}: cannot be read: {error.strerror}", number)
+        return
+    except DataError as error:  # a remote shard that cannot be had, or is another one
+        yield Problem(str(error), number)
         return
     if size != shard.bytes:
-        yield Problem(f"{path}: expected {shard.bytes} bytes, found {size}; get the shard again", number)
+        yield Problem(f"{where}: expected {shard.bytes} bytes, found {size}; get the shard again", number)
         return
     if len(check.index.members) != shard.samples:
         rows = len(check.index.members)
-        yield Problem(f"{path}: expected {shard.samples} samples, the member table has {rows}", number)
+        yield Problem(f"{where}: expected {shard.samples} samples, the member table has {rows}", number)
     whole = found == shard.sha256
     if not whole:
-        yield Problem(f"{path}: expected SHA-256 {shard.sha256}, found {found}", number, bytes_only=True)
-    yield from _member_problems(check, whole=whole)
+        yield Problem(f"{where}: expected SHA-256 {shard.sha256}, found {found}", number, bytes_only=True)
+    yield from _member_problems(check, path, whole=whole)
     if not whole or check.decode:
         yield from _image_problems(check)
 
 
-def _member_problems(check: _Check, *, whole: bool) -> Iterator[Problem]:
+def _member_problems(check: _Check, path: Path, *, whole: bool) -> Iterator[Problem]:
     """The shard's own members against the rows of the index."""
-    path, rows = check.path, check.index.members
+    where, rows = check.where, check.index.members
     samples: list[Found] = []
     # Where the bytes are others than they were, reading each image says it better.
     columns = ("offset", "length", "crc32") if whole else ("offset", "length")
     stopped = None
     try:
-        for sample in scan(path, str(path)):
+        for sample in scan(path, where):
             samples.append(sample)
     except DataError as error:
         stopped = error
@@ -136,11 +165,11 @@ def _member_problems(check: _Check, *, whole: bool) -> Iterator[Problem]:
     for key, row in stated.items():
         if key in found:
             for text in _differences(found[key], row, columns):
-                yield Problem(f"{path}: key {key}: {text}", check.number, key)
+                yield Problem(f"{where}: key {key}: {text}", check.number, key)
         elif stopped is None:
-            yield Problem(f"{path}: key {key}: is in the index, but not in the shard", check.number, key)
+            yield Problem(f"{where}: key {key}: is in the index, but not in the shard", check.number, key)
     for key in found.keys() - stated.keys():
-        yield Problem(f"{path}: key {key}: is in the shard, but not in the index", check.number)
+        yield Problem(f"{where}: key {key}: is in the shard, but not in the index", check.number)
     if stopped is not None:
         missing = [key for key in stated if key not in found]
         yield Problem(str(stopped), check.number, missing[0] if missing else None)
@@ -169,6 +198,6 @@ def _image_problems(check: _Check) -> Iterator[Problem]:
             except DataError as error:
                 yield Problem(str(error), check.number, key)
             except BadImage as error:
-                yield Problem(f"{check.path}: key {key}: {error}", check.number, key)
+                yield Problem(f"{check.where}: key {key}: {error}", check.number, key)
     finally:
         reader.close()

@@ -95,13 +95,15 @@ def resolve_runs(job_path: str | os.PathLike[str], job: Job) -> str:
 def _resolve(name: str, job: Job, tell: Callable[[str], None]) -> Job:
     base = paths.base_folder(name)
     update: dict[str, Any] = _resolved_places(name, job, tell)
-    update["data"] = job.data.model_copy(
-        update={
-            key: paths.absolute_location(place, base)
-            for key in ("train", "val", "test")
-            if isinstance(place := getattr(job.data, key), str)
-        }
-    )
+    places: dict[str, Any] = {
+        key: paths.absolute_location(place, base)
+        for key in ("train", "val", "test")
+        if isinstance(place := getattr(job.data, key), str)
+    }
+    if job.data.cache.folder is not None:
+        folder = paths.absolute(job.data.cache.folder, base)
+        places["cache"] = job.data.cache.model_copy(update={"folder": folder})
+    update["data"] = job.data.model_copy(update=places)
     if isinstance(job.model, BackboneModel) and isinstance(job.model.pretrained, str):
         update["model"] = job.model.model_copy(update={"pretrained": paths.absolute(job.model.pretrained, base)})
     return job.model_copy(update=update)

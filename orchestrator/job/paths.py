@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -28,18 +29,67 @@ def scheme(text: str) -> str | None:
 
 
 def redacted(text: str) -> str:
-    """The text without the user and password of a URL."""
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    """The text without what may be secret in a URL: user and password, and all behind a question mark."""
+    return re.sub(r"(://[^\s?]*)\?\S*", r"\1?***", re.sub(r"//[^/@\s]*@", "//***@", text))
+
+
+def is_remote(text: str) -> bool:
+    """Whether a data set lies in an object store or on a web server."""
+    return scheme(text) in REMOTE_SCHEMES
 
 
 def location_fault(text: str) -> str | None:
     """What is wrong with the place of a data set, None when it can be read."""
     kind = scheme(text)
     if kind in REMOTE_SCHEMES:
-        return f"must be a local folder or {DIGITS} in this version ({kind} comes later)"
+        return _remote_fault(text)
     if kind is None or _is_local_url(text):
         return None
     return f"must be {DIGITS}, a path, or a URL that begins with file, {', '.join(REMOTE_SCHEMES)}"
+
+
+def _remote_fault(text: str) -> str | None:
+    """What is wrong with a URL of data; nothing is asked of the network."""
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"must be a URL ({error})"
+    if "@" in parts.netloc:
+        return "must hold no user or password (credentials come from the environment)"
+    if parts.query or parts.fragment:
+        return "must be a URL without ? and # (credentials come from the environment)"
+    if not host or "/../" in f"{parts.path}/":
+        return "must name a place, as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER"
+    if is_link_local(host):
+        return "must not be a link-local address (these answer with credentials of the machine, not with data)"
+    if parts.scheme.lower() == "http" and not (is_loopback(host) or os.environ.get("ORCHESTRATOR_ALLOW_HTTP") == "1"):
+        return "must begin with https:// (http:// is for this machine alone, or with ORCHESTRATOR_ALLOW_HTTP=1)"
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host of a URL is this machine."""
+    address = _address(host)
+    return host.lower() == "localhost" if address is None else address.is_loopback
+
+
+def is_link_local(host: str) -> bool:
+    """Whether a host of a URL is an address of the link, where clouds have their metadata services."""
+    address = _address(host)
+    return address is not None and (address.is_link_local or any(address in network for network in _METADATA))
+
+
+_METADATA = (ipaddress.ip_network("fd00:ec2::/32"), ipaddress.ip_network("100.100.100.200/32"))
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
 
 
 def runs_fault(text: str) -> str | None:
@@ -84,7 +134,9 @@ def absolute(text: str, base: Path) -> str:
 
 
 def absolute_location(text: str, base: Path) -> str:
-    """The place of a data set as an absolute path, or `digits` as it is."""
+    """The place of a data set as an absolute path; `digits` and URLs of stores as they are."""
+    if is_remote(text):
+        return text.rstrip("/")
     return text if text == DIGITS else absolute(text, base)
 
 

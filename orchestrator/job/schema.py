@@ -103,6 +103,16 @@ class Expect(Section):
     classes: Annotated[int, Field(ge=2, le=_LARGE)]
 
 
+class Cache(Section):
+    """Where shards of remote data are kept on each node, and how much of its disk they may take.
+
+    Without `folder` it is below $XDG_CACHE_HOME or ~/.cache; without `max_bytes` half of what the disk has left.
+    """
+
+    folder: Words | None = None
+    max_bytes: Annotated[int, Field(ge=1, le=2**53)] | None = None
+
+
 class Data(Section):
     """Where the images are, and in which form and order they come."""
 
@@ -120,6 +130,7 @@ class Data(Section):
     prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 4
     bad_sample_budget: Annotated[float, Field(ge=0, le=1)] = 0.0001
     shuffle_labels: bool = False
+    cache: Cache = Cache()
     expect: Expect | None = None
 
     @model_validator(mode="before")

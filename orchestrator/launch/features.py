@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from orchestrator.data.command import Ticker
 from orchestrator.data.feature_store import MadeShard, is_whole, kept_shards, publish, samples_written
 from orchestrator.data.features import FeatureFolders
-from orchestrator.data.index import open_index
+from orchestrator.data.remote_index import open_data
 from orchestrator.errors import EXIT_DONE, Interrupted, JobError
 from orchestrator.job.load import load_job
 from orchestrator.job.network import cached_features
@@ -161,7 +161,7 @@ class Maker:
             numbers = sorted(set(range(len(plan.ranges))) - {made.number for made in kept})
             ticker = Ticker("computed features of", done=have)
             made = self._shards(wanted, crew, numbers, lambda: ticker(samples_written(plan), plan.samples))
-            publish(plan, open_index(wanted.source), [*kept, *made])
+            publish(plan, open_data(wanted.source, cache=wanted.cache), [*kept, *made])
             seconds = ticker.seconds
         computed = plan.samples - have
         self.say(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.data.features import FeatureFolders, FeatureSet, FeatureSource
-from orchestrator.data.index import Index, open_index
+from orchestrator.data.index import Index
 from orchestrator.data.order import epoch_order
 from orchestrator.data.pack import pack
+from orchestrator.data.prefetch import foreseen
+from orchestrator.data.remote import Counters
+from orchestrator.data.remote_index import RemoteShards, open_data
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
-from orchestrator.data.stream import Batch, EvalStream, ImageSource, Source, TrainStream
+from orchestrator.data.stream import Batch, EvalStream, Foresee, ImageSource, Source, TrainStream, no_foresight
 from orchestrator.errors import DataError, JobError
 from orchestrator.job.network import vote_share
 from orchestrator.pipeline.stage import StageInput
@@ -47,6 +51,13 @@ class Datasets:
     def classes(self) -> list[str]:
         return list(self.train.index.classes)
 
+    def network(self) -> dict[str, float] | None:
+        """What reading from afar cost this process so far, over all parts; None where all data are local."""
+        indexes = {id(part.index): part.index for part in (self.train, self.val, self.test) if part is not None}
+        stores = [index.store for index in indexes.values() if isinstance(index.store, RemoteShards)]
+        counts = [store.counters.values() for store in stores]
+        return {name: sum(c[name] for c in counts) for name in Counters.NAMES} if counts else None
+
 
 def embedded_folder(runs: Path) -> Path:
     """Where the embedded dataset `digits` is packed on first use."""
@@ -61,10 +72,10 @@ def prepare_embedded(data: dict[str, Any], runs: Path) -> None:
             pack("digits", folder)
 
 
-def _open(location: str, runs: Path, key: str) -> Index:
-    folder = embedded_folder(runs) if location == "digits" else Path(location)
+def _open(data: dict[str, Any], runs: Path, key: str) -> Index:
+    location = data[key]
     try:
-        return open_index(folder)
+        return open_data(embedded_folder(runs) if location == "digits" else location, cache=data.get("cache"))
     except DataError as error:
         raise DataError(f"data.{key}: {error}") from error
 
@@ -75,7 +86,7 @@ def open_datasets(job: dict[str, Any]) -> Datasets:
     Raises DataError naming the key of the job.
     """
     data, runs = job["data"], Path(job["runs"])
-    train_index = _open(data["train"], runs, "train")
+    train_index = _open(data, runs, "train")
     whole = np.arange(train_index.num_samples, dtype=np.int64)
     val: Part | None = None
     subset = whole
@@ -83,8 +94,8 @@ def open_datasets(job: dict[str, Any]) -> Datasets:
         subset, held_out = split_from_train(train_index, data["val"]["from_train"])
         val = Part(train_index, held_out)
     elif data["val"] is not None:
-        val = _whole(_open(data["val"], runs, "val"))
-    test = None if data["test"] is None else _whole(_open(data["test"], runs, "test"))
+        val = _whole(_open(data, runs, "val"))
+    test = None if data["test"] is None else _whole(_open(data, runs, "test"))
     datasets = Datasets(Part(train_index, subset), val, test)
     _check(datasets, data)
     share = vote_share(job["model"]["vote"], job["train"]["vote_from_train"], len(subset))
@@ -100,7 +111,7 @@ def _with_vote(datasets: Datasets, share: float) -> Datasets:
 
 def open_classes(data: dict[str, Any], runs: Path) -> list[str]:
     """The names of the classes, in order."""
-    return list(_open(data["train"], runs, "train").classes)
+    return list(_open(data, runs, "train").classes)
 
 
 def _whole(index: Index) -> Part:
@@ -181,7 +192,13 @@ def train_stream(
         loader_threads=data["loader_threads"],
         prefetch_batches=data["prefetch_batches"],
         bad_sample_budget=data["bad_sample_budget"],
+        foresee=_foresight(part, features),
     )
+
+
+def _foresight(part: Part, features: FeatureFolders | None) -> Foresee:
+    """Who fetches ahead: nobody where cached features stand for the images."""
+    return partial(foreseen, part.index) if features is None else no_foresight
 
 
 def planned_keys(part: Part, job: dict[str, Any], epoch: int, samples: int) -> list[str]:
@@ -246,6 +263,7 @@ def eval_batches(
         replicas=replicas,
         loader_threads=data["loader_threads"],
         prefetch_batches=data["prefetch_batches"],
+        foresee=_foresight(part, features),
     )
     held: Batch | None = None
     step = 0

@@ -57,7 +57,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
     return {
         "run": trained.name,
         "step": trained.step,
-        "data": str(part.index.folder),
+        "data": part.index.place,
         "samples": result.samples,
         "top1": result.top1,
         "top5": result.top5,
@@ -66,9 +66,9 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
 
 
 def _foreign(location: str, classes: list[str]) -> Part:
-    from orchestrator.data.index import open_index
+    from orchestrator.data.remote_index import open_data
 
-    index = open_index(location)
+    index = open_data(location)
     if list(index.classes) != classes:
         raise DataError(f"{location}: its {len(index.classes)} classes are not the {len(classes)} of the run")
     return Part(index, np.arange(index.num_samples, dtype=np.int64))

@@ -16,7 +16,8 @@ from torch import Tensor
 from hff.layers import LocalLayer
 from orchestrator.data.feature_store import MadeShard, SetPlan, feature_key, write_shard
 from orchestrator.data.features import FeatureFolders, Vectors
-from orchestrator.data.index import Index, open_index
+from orchestrator.data.index import Index
+from orchestrator.data.remote_index import open_data
 from orchestrator.data.stream import Batch, ImageSource, ahead
 from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
 from orchestrator.run import checkpoint, network
@@ -39,15 +40,17 @@ class Trunk:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A feature set that a job needs: its name for people, its plan, the folder of its images' index.
+    """A feature set that a job needs: its name for people, its plan, the place of its images' index.
 
     `epoch` is the epoch of training whose augmentation its images have; None for images as evaluation sees them.
+    `cache` is where shards of remote images are kept.
     """
 
     name: str
     plan: SetPlan
     source: str
     epoch: int | None
+    cache: Mapping[str, Any] | None = None
 
 
 def build_trunk(
@@ -122,7 +125,7 @@ def wanted_sets(job: Mapping[str, Any], datasets: Datasets, trunk: Trunk) -> tup
         content = recipe(job, trunk, index.sha256, epoch)
         folder = str(features_folder(Path(job["runs"])) / feature_key(content))
         plan = SetPlan(folder, content, trunk.parts, job["features"]["dtype"], index.num_samples)
-        wanted.setdefault(folder, Wanted(name, plan, str(index.folder), epoch))
+        wanted.setdefault(folder, Wanted(name, plan, index.place, epoch, job["data"].get("cache")))
         return folder
 
     count = job["features"]["views"]
@@ -169,7 +172,7 @@ class Extractor:
 
         Raises Interrupted when the set was asked to stop, JobError when the numbers do not fit the dtype.
         """
-        index = open_index(wanted.source)
+        index = open_data(wanted.source, cache=wanted.cache)
         return write_shard(wanted.plan, index, number, self._batches(wanted, index, number, tick))
 
     def _batches(

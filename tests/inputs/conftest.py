@@ -58,7 +58,6 @@ def _set(name: str, override: str, message: str) -> Row:
 _FIRST = "PATH:1: "
 _NAME = "must be 1 to 100 letters, digits, dots, dashes and underscores, the first a letter or a digit"
 _SCHEMES = "must be digits, a path, or a URL that begins with file, http, https, s3, gs"
-_LATER = "must be a local folder or digits in this version"
 
 FILES = (
     _file("empty", "", _FIRST + "must be a mapping of keys (kind, name, data, ...), got an empty file"),
@@ -186,9 +185,14 @@ PLACES = (
     _edit("pipe as data", "data/shards", "'pipe:cat x'", f"PATH:4: data.train: {_SCHEMES}, got 'pipe:cat x'"),
     _edit("ftp as data", "data/shards", "ftp://host/x", f"PATH:4: data.train: {_SCHEMES}, got 'ftp://host/x'"),
     _edit("file of another host", "data/shards", "file://host/x", f"PATH:4: data.train: {_SCHEMES}, got 'file://host/x'"),
-    _edit("s3 as data", "data/shards", "s3://bucket/x", f"PATH:4: data.train: {_LATER} (s3 comes later), got 's3://bucket/x'"),
-    _edit("a password in a URL", "data/shards", "https://me:word@host/x", f"PATH:4: data.train: {_LATER} (https comes later), got 'https://***@host/x'"),
-    _edit("remote val", "  image_size: 32", "  image_size: 32\n  val: gs://bucket/x", f"PATH:6: data.val: {_LATER} (gs comes later), got 'gs://bucket/x'"),
+    _edit("a password in a URL", "data/shards", "https://me:word@host/x", "PATH:4: data.train: must hold no user or password (credentials come from the environment), got 'https://***@host/x'"),
+    _edit("a signed URL", "data/shards", "https://host/x?X-Amz-Signature=1", "PATH:4: data.train: must be a URL without ? and # (credentials come from the environment), got 'https://host/x?***'"),
+    _edit("no bucket", "data/shards", "s3:///x", "PATH:4: data.train: must name a place, as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER, got 's3:///x'"),
+    _edit("a way out of the bucket", "data/shards", "s3://bucket/x/../../y", "PATH:4: data.train: must name a place, as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER, got 's3://bucket/x/../../y'"),
+    _edit("no port", "data/shards", "https://host:x/y", "PATH:4: data.train: must be a URL (Port could not be cast to integer value as 'x'), got 'https://host:x/y'"),
+    _edit("link-local data", "data/shards", "https://169.254.169.254/x", "PATH:4: data.train: must not be a link-local address (these answer with credentials of the machine, not with data), got 'https://169.254.169.254/x'"),
+    _edit("plain http", "  image_size: 32", "  image_size: 32\n  val: http://host/x", "PATH:6: data.val: must begin with https:// (http:// is for this machine alone, or with ORCHESTRATOR_ALLOW_HTTP=1), got 'http://host/x'"),
+    _edit("no room in the cache", "  image_size: 32", "  image_size: 32\n  cache: {max_bytes: 0}", "PATH:6: data.cache.max_bytes: must be >= 1, got 0"),
     _edit("remote runs", "name: sample", "name: sample\nruns: s3://bucket/x", "PATH:3: runs: must be a local or shared folder in this version (s3 comes later), got 's3://bucket/x'"),
     _edit("runs elsewhere", "name: sample", "name: sample\nruns: ftp://host/x", "PATH:3: runs: must be the path of a folder, got 'ftp://host/x'"),
     _edit("folder as tracking store", "name: sample", "name: sample\ntracking: {uri: ./mlruns}", "PATH:3: tracking.uri: must begin with one of http://, https://, sqlite://, postgresql://, mysql://, mssql://, got './mlruns'"),
