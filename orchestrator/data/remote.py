@@ -11,7 +11,7 @@ import random
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -71,6 +71,12 @@ class Counters:
     def values(self) -> dict[str, float]:
         with self._lock:
             return dict(self._values)
+
+
+def summed(counts: Sequence[Mapping[str, float] | None]) -> dict[str, float] | None:
+    """Several counters together; None where there are none."""
+    found = [c for c in counts if c is not None]
+    return {name: sum(c[name] for c in found) for name in Counters.NAMES} if found else None
 
 
 class Stopped(Exception):

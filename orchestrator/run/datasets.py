@@ -18,7 +18,7 @@ from orchestrator.data.index import Index
 from orchestrator.data.order import epoch_order
 from orchestrator.data.pack import pack
 from orchestrator.data.prefetch import foreseen
-from orchestrator.data.remote import Counters
+from orchestrator.data.remote import summed
 from orchestrator.data.remote_index import RemoteShards, open_data
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, Foresee, ImageSource, Source, TrainStream, no_foresight
@@ -51,12 +51,10 @@ class Datasets:
     def classes(self) -> list[str]:
         return list(self.train.index.classes)
 
-    def network(self) -> dict[str, float] | None:
+    def remote_counts(self) -> dict[str, float] | None:
         """What reading from afar cost this process so far, over all parts; None where all data are local."""
-        indexes = {id(part.index): part.index for part in (self.train, self.val, self.test) if part is not None}
-        stores = [index.store for index in indexes.values() if isinstance(index.store, RemoteShards)]
-        counts = [store.counters.values() for store in stores]
-        return {name: sum(c[name] for c in counts) for name in Counters.NAMES} if counts else None
+        stores = {id(p.index): p.index.store for p in (self.train, self.val, self.test) if p is not None}
+        return summed([store.counters.values() for store in stores.values() if isinstance(store, RemoteShards)])
 
 
 def embedded_folder(runs: Path) -> Path:

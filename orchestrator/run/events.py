@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from orchestrator.data.remote import summed
 from orchestrator.pipeline.stage import StageTimes
 from orchestrator.run.evaluate import Evaluation
 from orchestrator.run.schedule import Schedule
@@ -56,6 +57,7 @@ def epoch(
         "layer_val_top1": None if evaluation is None else list(evaluation.layer_top1.values()),
         "busy_fraction": per_stage(parts, stages, lambda t: t.busy_s),
         "wait_input_fraction": per_stage(parts, stages, lambda t: t.wait_input_s),
+        "remote": summed([part["remote"] for part in parts]),
         "wall_seconds": train_seconds,
         "learning_rate": schedule.learning_rate(done - 1, schedule.depth(done, layers) - 1),
     }

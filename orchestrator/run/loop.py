@@ -163,6 +163,7 @@ class Loop:
             "samples": [t.samples for t in totals],
             "times": times,
             "stage": self.mesh.place(self.context.rank)[0],
+            "remote": self.datasets.remote_counts(),
         }
         parts = self.control.gather(mine)
         consumed = sorted((c[0], rank, c[1], c[2]) for rank, p in enumerate(parts) for c in p["consumed"])

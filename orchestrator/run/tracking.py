@@ -22,6 +22,15 @@ from orchestrator.run.folder import RunFolder, read_json, write_json
 _POLL_S = 1.0
 _REQUEST_TIMEOUT_S = 5
 _MAX_PARAM = 500
+# Metrics of data that are read from afar, by their name in the event.
+_REMOTE = {
+    "hits": "data/cache_hits",
+    "misses": "data/cache_misses",
+    "bytes": "data/remote_bytes",
+    "retries": "data/remote_retries",
+    "damaged": "data/damaged_shards",
+    "wait_s": "data/remote_wait_seconds",
+}
 
 
 def resolve_uri(uri: str | None, runs: Path) -> str:
@@ -114,6 +123,7 @@ def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
             metrics[f"layer/{i:02d}/train_loss"] = loss
         for i, busy in enumerate(event["busy_fraction"]):
             metrics[f"stage/{i}/busy_fraction"] = busy
+        metrics |= {_REMOTE[name]: value for name, value in event.get("remote", {}).items()}
     if event["event"] in ("epoch", "final"):
         metrics["val/top1"], metrics["val/top5"] = event["val_top1"], event["val_top5"]
         for i, top1 in enumerate(event["layer_val_top1"] or []):
