@@ -130,7 +130,7 @@ def rate(folder: Path, name: str, train: str) -> tuple[float, dict[str, float]]:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     lines = (folder / "runs" / name / "events.jsonl").read_text().splitlines()
     epoch = [event for event in map(json.loads, lines) if event["event"] == "epoch"][-1]
-    return json.loads(out.read_text())["images_per_second"], epoch.get("remote", {})
+    return json.loads(out.read_text())["images_per_second"], epoch["remote"] or {}
 
 
 def main() -> None:

@@ -123,7 +123,7 @@ def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
             metrics[f"layer/{i:02d}/train_loss"] = loss
         for i, busy in enumerate(event["busy_fraction"]):
             metrics[f"stage/{i}/busy_fraction"] = busy
-        metrics |= {_REMOTE[name]: value for name, value in event.get("remote", {}).items()}
+        metrics |= {_REMOTE[name]: value for name, value in (event.get("remote") or {}).items()}
     if event["event"] in ("epoch", "final"):
         metrics["val/top1"], metrics["val/top5"] = event["val_top1"], event["val_top5"]
         for i, top1 in enumerate(event["layer_val_top1"] or []):
