@@ -20,12 +20,25 @@ examples:
   orchestrator plan jobs/imagenet.yaml --workers 2,4,8    who would own which layers
   orchestrator data pack my-images/ data/my-images        image folder -> WebDataset shards and index
   orchestrator run jobs/search-digits.yaml                many trials, the best one as a job file; again: go on
+  orchestrator submit jobs/mnist.yaml --dry-run           what would be sent to a cluster (Ray, KubeRay, Slurm)
   orchestrator report runs/quickstart                     one HTML page
   orchestrator predict runs/mine cat.jpg                  the likeliest classes and every layer's vote
   orchestrator export runs/mine --format onnx             the network for other programs
 
 exit codes: 0 done, 2 bad job file or command, 3 bad data, 4 bad or missing checkpoint,
             75 interrupted and resumable, 1 anything else
+"""
+
+_SUBMIT_EPILOG = """\
+examples:
+  orchestrator submit jobs/mnist.yaml --dry-run                             what would be sent, and how much
+  orchestrator submit jobs/mnist.yaml --address http://HEAD:8265            a Ray cluster; its log and exit code here
+  orchestrator submit jobs/imagenet.yaml --to kuberay --site site.yaml \\
+      --set data.train=/shared/imagenet/train --set data.val=/shared/imagenet/val --set runs=/shared/runs
+  orchestrator submit jobs/imagenet.yaml --to slurm --dry-run > imagenet.sh the batch script, to read or to change
+
+Nodes, CPUs and GPUs that are asked for are those of the job's `cluster` section. The same command again resumes the
+run. Files for whole clusters (ray up, KubeRay, Slurm, compose) are in infra/, step by step in docs/clusters.md.
 """
 
 
@@ -79,12 +92,26 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON (- for stdout)")
 
     submit = commands.add_parser(
-        "submit", parents=[job], help="run the job on a Ray cluster elsewhere, with its log here"
+        "submit",
+        parents=[job],
+        help="send the job to a cluster: Ray, KubeRay or Slurm",
+        description="Send the job to a cluster that somebody else runs. It is validated here first.",
+        epilog=_SUBMIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    submit.add_argument("--to", default="ray", metavar="ray", help="ray (default); kuberay and slurm come later")
-    submit.add_argument("--address", metavar="URL", help="http://HEAD:8265; default: RAY_ADDRESS, or the Ray here")
+    submit.add_argument(
+        "--to",
+        choices=("ray", "kuberay", "slurm"),
+        default="ray",
+        help="ray: a running Ray cluster, the log comes here (default); kuberay: a RayJob through kubectl; "
+        "slurm: a batch script through sbatch",
+    )
+    submit.add_argument("--address", metavar="URL", help="ray: http://HEAD:8265; default: RAY_ADDRESS, or the Ray here")
+    submit.add_argument(
+        "--site", metavar="FILE", type=Path, help="kuberay, slurm: what the cluster has (see docs/clusters.md)"
+    )
     submit.add_argument("--resume", choices=("auto", "never", "must"), default="auto", help="as in `run`")
-    submit.add_argument("--dry-run", action="store_true", help="say what would be sent, send nothing")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be sent, send nothing")
 
     data = commands.add_parser("data", help="pack, verify and describe WebDataset shards")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -211,16 +238,33 @@ def _price(text: str | None) -> float | None:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from orchestrator.launch.submit import check_target, submit_command
+    if arguments.to == "ray":
+        from orchestrator.launch.submit import submit_command
 
-    check_target(arguments.to)
-    return submit_command(
-        arguments.job,
-        arguments.overrides,
-        address=arguments.address,
-        resume=arguments.resume,
-        dry_run=arguments.dry_run,
-    )
+        if arguments.site is not None:
+            raise JobError("--site: only with --to kuberay or slurm; a running Ray cluster says itself what it has")
+        return submit_command(
+            arguments.job,
+            arguments.overrides,
+            address=arguments.address,
+            resume=arguments.resume,
+            dry_run=arguments.dry_run,
+        )
+    from orchestrator.job.load import load_any
+    from orchestrator.job.site import load_site
+
+    if arguments.address is not None:
+        raise JobError(f"--address: only with --to ray, got --to {arguments.to}")
+    site = load_site(arguments.site)
+    job = load_any(arguments.job, arguments.overrides)
+    how = {"resume": arguments.resume, "dry_run": arguments.dry_run}
+    if arguments.to == "kuberay":
+        from orchestrator.launch.kuberay import submit_to_kuberay
+
+        return submit_to_kuberay(job, site, **how)
+    from orchestrator.launch.slurm import submit_to_slurm
+
+    return submit_to_slurm(job, site, arguments.job, arguments.overrides, **how)
 
 
 def _data(arguments: argparse.Namespace) -> int:

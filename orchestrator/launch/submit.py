@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import secrets
 import shlex
@@ -14,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import EXIT_DONE, EXIT_OTHER, Interrupted, JobError, OrchestratorError
+from orchestrator.errors import EXIT_DONE, EXIT_OTHER, Interrupted, OrchestratorError
 from orchestrator.job.load import load_any
 from orchestrator.job.paths import DIGITS, base_folder
 from orchestrator.job.schema import Job
 from orchestrator.launch.package import Package, choose_files, copy_to
+from orchestrator.launch.slurm import run_words
+from orchestrator.launch.stop import stop_wait_s
 
-# A stop ends the step and saves: a step may take as long as a collective may, and saving some time more.
-_SAVE_S = 60
-_TIMEOUT_S = 300.0
 _END_S = 30.0
 
 
@@ -45,16 +43,12 @@ def plan_submission(job_path: str, overrides: Sequence[str], resume: str = "auto
     job = load_any(job_path, overrides)
     root = base_folder(job_path)
     places = _local_files(job) if isinstance(job, Job) else {}
-    words = ["python", "-m", "orchestrator", "run", os.path.relpath(os.path.abspath(job_path), root)]
-    for override in [*overrides, *(f"{key}={place}" for key, place in places.items())]:
-        words += ["--set", override]
-    words += [] if resume == "auto" else ["--resume", resume]
-    timeout_s = job.cluster.timeout_s if isinstance(job, Job) else _TIMEOUT_S
+    words = run_words(job_path, [*overrides, *(f"{key}={place}" for key, place in places.items())], resume)
     return Submission(
         name=job.name,
         entrypoint=shlex.join(words),
         package=choose_files(root, [Path(job.runs), *map(Path, places.values())]),
-        env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(timeout_s) + _SAVE_S)},
+        env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s(job))},
     )
 
 
@@ -160,9 +154,3 @@ def _conclude(client: Any, submission: str) -> int:
         raise OrchestratorError(f"{submission} failed before its command ran: {info.message}")
     code = int(info.driver_exit_code)
     return code if code > 0 else EXIT_OTHER
-
-
-def check_target(target: str) -> None:
-    """Raises JobError for a place that jobs cannot be submitted to."""
-    if target != "ray":
-        raise JobError(f"--to: must be ray in this version (kuberay and slurm come later), got {target!r}")
