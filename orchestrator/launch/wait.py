@@ -1,4 +1,4 @@
-"""`python -m orchestrator.launch.wait N PID`: until the Ray cluster at RAY_ADDRESS has N nodes; prints the head's address.
+"""`python -m orchestrator.launch.wait N PID`: until the cluster at RAY_ADDRESS has N nodes; prints its head's address.
 
 For batch scripts, which start a head and the other nodes themselves; PID is the process that they wait for.
 """
