@@ -36,9 +36,10 @@ def started(script: str, home: Path) -> subprocess.Popen[str]:
         (home / name).chmod(0o755)
     variables = {**environment(), "HOME": str(home), "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "x"}
     path = f"{home}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    out = (home / "log").open("w")
-    words = ["bash", "-c", script]
-    return subprocess.Popen(words, cwd=ROOT, env=variables | {"PATH": path}, stdout=out, stderr=out, text=True)
+    with (home / "log").open("w") as out:
+        return subprocess.Popen(
+            ["bash", "-c", script], cwd=ROOT, env=variables | {"PATH": path}, stdout=out, stderr=out, text=True
+        )
 
 
 @pytest.mark.slow
