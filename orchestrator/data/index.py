@@ -71,7 +71,9 @@ class Shard:
 class ShardStore(Protocol):
     """Shards that are not in the folder of their index but come from elsewhere."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Where they come from, for messages."""
 
     def path(self, shard: int) -> Path:
         """A local copy of a shard, made if need be; it may go when others need the room."""
