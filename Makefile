@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: quickstart test test-all check bench bench-full clean-venv
+.PHONY: quickstart test test-all soak check bench bench-full clean-venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is needed (on Debian: apt-get install python3 python3-venv)"; exit 1; }
@@ -24,6 +24,9 @@ test: $(STAMP)  ## set-up and the tests; one real Ray run and one real job submi
 
 test-all: $(STAMP)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest
+
+soak: $(STAMP)  ## ten minutes of random faults against a real run; then the proof that nothing was lost
+	$(BIN)/python -m tests.faults.soak
 
 check: $(STAMP)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -223,7 +223,8 @@ def prune(folder: RunFolder, keep_last: int) -> None:
 
 
 def remove_leftovers(folder: RunFolder) -> None:
-    """Delete what an interrupted save left behind."""
-    if folder.checkpoints.is_dir():
-        for path in folder.checkpoints.glob(".step_*.tmp"):
-            shutil.rmtree(path)
+    """Delete what an interrupted save, or a file that was being replaced, left behind."""
+    for path in folder.checkpoints.glob(".step_*.tmp"):
+        shutil.rmtree(path)
+    for path in folder.path.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)

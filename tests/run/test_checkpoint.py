@@ -115,6 +115,15 @@ def test_a_save_killed_at_any_point_before_its_rename_is_never_seen(folder: RunF
     assert done.exists()
 
 
+def test_a_file_that_a_killed_process_was_about_to_replace_leaves_nothing(folder: RunFolder) -> None:
+    whole = save(folder, 1)
+    torn = folder.path / ".progress.json.4711-1.tmp"
+    torn.write_text('{"step"')
+    checkpoint.remove_leftovers(folder)
+    assert not torn.exists()
+    assert checkpoint.newest_valid(folder)[0] == whole
+
+
 def test_old_checkpoints_are_pruned_and_the_newest_kept(folder: RunFolder) -> None:
     for at in (1, 2, 3, 4):
         save(folder, at)
