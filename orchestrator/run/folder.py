@@ -27,6 +27,15 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def _event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line, None for a torn one."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """RUNS/NAME and the names in it."""
@@ -80,8 +89,14 @@ class RunFolder:
         return self.path / "failures" / f"attempt-{attempt}-rank-{rank}.json"
 
     def append_event(self, event: dict[str, Any]) -> None:
-        with open(self.events, "a", encoding="utf-8") as f:
-            f.write(json.dumps({**event, "time": time.time()}) + "\n")
+        """Add a line. One that a killed writer left torn is closed first; readers pass over it."""
+        line = json.dumps({**event, "time": time.time()}).encode() + b"\n"
+        with open(self.events, "ab+") as f:
+            if f.tell():
+                f.seek(-1, os.SEEK_END)
+                if f.read(1) != b"\n":
+                    line = b"\n" + line
+            f.write(line)
 
     def read_events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
         """Events after `offset` bytes, whole lines only, and the offset behind them."""
@@ -92,7 +107,7 @@ class RunFolder:
         except FileNotFoundError:
             return [], offset
         end = raw.rfind(b"\n") + 1
-        return [json.loads(line) for line in raw[:end].splitlines()], offset + end
+        return [event for line in raw[:end].splitlines() if (event := _event(line)) is not None], offset + end
 
     def set_aside(self) -> Path | None:
         """Rename an existing run folder, so that a new run can take its name; nothing is deleted."""

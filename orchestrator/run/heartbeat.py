@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.run.context import Context
@@ -39,7 +40,9 @@ class Heartbeat:
         return self._stop_seen or self._context.stop_requested()
 
     def _write(self) -> None:
-        write_json(self._folder.progress, {**self.state, "time": time.time()})
+        # A full disk must not end this thread: it also carries the wish to stop.
+        with suppress(OSError):
+            write_json(self._folder.progress, {**self.state, "time": time.time()})
 
     def _beat(self) -> None:
         stop_file = self._folder.stop_file(self._attempt)

@@ -23,6 +23,7 @@ from orchestrator.run.evaluate import Evaluation, evaluate, fit_votes
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.ledger import Ledger
+from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule
 from orchestrator.run.summary import make_summary
 
@@ -44,6 +45,7 @@ class Loop:
     datasets: Datasets
     normalise: Ready
     heartbeat: Heartbeat
+    saver: Saver
     ledger: Ledger = field(default_factory=Ledger)
     samples_seen: int = 0
     train_seconds: float = 0.0
@@ -89,7 +91,7 @@ class Loop:
             if done == total:
                 self._fit_votes()
             if saves:
-                self._save(done)
+                self._save(done, must=stop or done == total)
                 self._tick()
             if ends:
                 self._end_epoch(done, parts, stop)
@@ -200,37 +202,22 @@ class Loop:
         start, end = bounds[step % self.schedule.steps_per_epoch]
         return self._planned(step, end)[start:]
 
-    def _save(self, done: int) -> None:
-        """Every stage writes its layers, then rank 0 makes them one checkpoint."""
-        began = time.perf_counter()
+    def _save(self, done: int, *, must: bool) -> None:
         self.heartbeat.state.update(phase="save")
-        _, replica = self.mesh.place(self.context.rank)
-        attempt = self.assignment.attempt
-        entries = []
-        if replica == 0:
-            where = checkpoint.temporary_folder(self.folder, done, attempt)
-            for i, (layer, optimizer) in enumerate(zip(self.stage.layers, self.stage.optimizers, strict=True)):
-                entries += checkpoint.save_layer(where, self.stage.first + i, layer, optimizer)
-        everything = self.control.gather(entries)
-        if self._leads:
-            state = {
-                "step": done,
-                "epoch": self.schedule.epoch(done),
-                "steps_per_epoch": self.schedule.steps_per_epoch,
-                "samples_seen": self.samples_seen,
-                "train_seconds": self.train_seconds,
-                "attempt": attempt,
-                "job_sha256": self.assignment.job_sha256,
-                "index_sha256": self.datasets.train.index.sha256,
-                "ledger": self.ledger.state(),
-            }
-            if self.vote_weights is not None:
-                state["vote_weights"] = self.vote_weights
-            checkpoint.commit(self.folder, done, attempt, state, [e for part in everything for e in part])
-            checkpoint.prune(self.folder, self.assignment.job["checkpoint"]["keep_last"])
-            seconds = time.perf_counter() - began
-            self.folder.append_event({"event": "checkpoint", "step": done, "seconds": seconds})
-        self.control.gather(None)
+        state = {
+            "step": done,
+            "epoch": self.schedule.epoch(done),
+            "steps_per_epoch": self.schedule.steps_per_epoch,
+            "samples_seen": self.samples_seen,
+            "train_seconds": self.train_seconds,
+            "attempt": self.assignment.attempt,
+            "job_sha256": self.assignment.job_sha256,
+            "index_sha256": self.datasets.train.index.sha256,
+            "ledger": self.ledger.state(),
+        }
+        if self.vote_weights is not None:
+            state["vote_weights"] = self.vote_weights
+        self.saver.save(done, state, must=must)
         self.heartbeat.state.update(phase="train")
 
     def _fit_votes(self) -> None:

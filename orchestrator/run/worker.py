@@ -28,6 +28,7 @@ from orchestrator.run.datasets import Normalise, Numbers, Ready, open_datasets
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.loop import Loop
+from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule, make_schedule
 from orchestrator.transfer.cached import fed, trunk_sha256, trunk_units
 
@@ -145,6 +146,16 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
         grad_clip=job["train"]["grad_clip"],
         replicas=peers,
     )
+    _, replica = mesh.place(context.rank)
+    saver = Saver(
+        folder=folder,
+        attempt=assignment.attempt,
+        stage=stage,
+        control=control,
+        writes=replica == 0,
+        leads=context.rank == 0,
+        keep_last=job["checkpoint"]["keep_last"],
+    )
     try:
         with Heartbeat(folder, assignment.attempt, context) as heartbeat:
             loop = Loop(
@@ -158,6 +169,7 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
                 datasets=datasets,
                 normalise=_ready(assignment, device),
                 heartbeat=heartbeat,
+                saver=saver,
             )
             return loop.run(), heartbeat.state["step"]
     finally:
