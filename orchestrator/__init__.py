@@ -1,3 +1,3 @@
 """Distributed training of greedy, layer-local networks: jobs, data, pipeline, runs, launchers, pages."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
