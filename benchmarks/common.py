@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -43,8 +44,17 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def interval(ratios: Sequence[float]) -> dict[str, Any]:
+    """Median of pairwise ratios with its bootstrap 95 % interval."""
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return {"median": statistics.median(ratios), "low": medians[50], "high": medians[-51], "n": len(ratios)}
+
+
 def shown(value: Any) -> str:
     """One cell of a table."""
+    if isinstance(value, dict) and "low" in value:
+        return f"{value['median']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
     if isinstance(value, dict) and "median" in value:
         return f"{value['median']:.3f} ({value['min']:.3f} to {value['max']:.3f})"
     if value is None:

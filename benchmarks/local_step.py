@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from benchmarks.common import publish, spread
+from benchmarks.memory import Held
 from hff.architectures import HeadOptions, build_layers
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update, make_optimizer
@@ -84,30 +85,9 @@ def saved_bytes(step: Step, x: Tensor, target: Tensor) -> int:
         step(x, target)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    held: dict[int, list[int]] = {}
-    peak = 0
-
-    class Token:
-        """Lives as long as autograd needs the tensor."""
-
-        def __init__(self, tensor: Tensor) -> None:
-            nonlocal peak
-            self.tensor = tensor
-            storage = tensor.untyped_storage()
-            self.address = storage.data_ptr()
-            entry = held.setdefault(self.address, [0, storage.nbytes()])
-            entry[0] += 1
-            peak = max(peak, sum(size for _, size in held.values()))
-
-        def __del__(self) -> None:
-            entry = held[self.address]
-            entry[0] -= 1
-            if entry[0] == 0:
-                del held[self.address]
-
-    with torch.autograd.graph.saved_tensors_hooks(Token, lambda token: token.tensor):
+    with Held() as held:
         step(x, target)
-    return peak
+    return held.peak_bytes
 
 
 def seconds(step: Step, x: Tensor, target: Tensor, steps: int) -> float:

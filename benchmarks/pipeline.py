@@ -1,162 +1,119 @@
-"""Two stages on two cores against the same stages computing without communication.
+"""Two stages on two cores: what the links cost, and the same network under the schedules of others.
 
-    python -m benchmarks.pipeline [--full]
+    python -m benchmarks.pipeline [--full] [--smoke]
 
-Three modes take turns in the same two processes, one thread each: `pipeline` (stage 0 sends every activation
+Links: three modes take turns in the same two processes, one thread each: `pipeline` (stage 0 sends every activation
 to stage 1), `ceiling` (both compute at the same time on batches of their own, nothing is sent) and `alone` (one
 process computes both stages). Ratios are of images/s in steady state: filling the pipeline costs one stage's time
-once per run and is left out.
+once per run and is left out. Peers: see benchmarks/peers.py and peers_table.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import time
 import uuid
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from benchmarks.common import publish, spread
-from hff.architectures import HeadOptions, build_layers
-from hff.local import make_optimizer
-from hff.shapes import HeadShape, VggOptions, describe
-from orchestrator.launch.local import _free_port
+from benchmarks.common import interval, publish, spread
+from benchmarks.crew import Calls, Crew, timed
+from benchmarks.peers import CLASSES, STAGES, Setting, local_stage
+from benchmarks.peers_table import compare
 from orchestrator.pipeline.links import LinkShape, open_links
 from orchestrator.pipeline.mesh import Mesh
-from orchestrator.pipeline.stage import Stage, StageInput
+from orchestrator.pipeline.stage import StageInput
 
-# Two layers of equal cost: same arithmetic, and each sees a map of the same size.
-OPTIONS = VggOptions(widths=(128, 128, 128), pool_after=(), first_stride=2, head_grid=4, norm="batch")
-SIZE, CLASSES = 32, 10
 MODES = ("pipeline", "ceiling", "alone")
+# Name, transport, network and batch, the part of the ceiling that is wanted.
+REGIMES = (
+    ("100 ms, 16 MB", "shm", Setting(layers=2, width=64, size=16, batch=256), 0.98),
+    ("2 ms, 0.25 MB", "shm", Setting(layers=2, width=64, size=8, batch=16), 0.94),
+    ("30 ms, 4 MB", "gloo", Setting(layers=2, width=64, size=16, batch=64), 0.92),
+)
+SMOKE = Setting(layers=2, width=8, size=8, batch=16, micro_batches=(2, 4))
 
 
-def _stage(first: int, last: int, receiver: Any, sender: Any) -> Stage:
-    layers = build_layers(
-        OPTIONS, (3, SIZE, SIZE), HeadOptions("prototype", CLASSES), seed=0, only=range(first, last + 1)
-    )
-    shapes = describe(OPTIONS, (3, SIZE, SIZE), HeadShape("prototype", CLASSES, 1))
-    return Stage(
-        first=first,
-        layers=layers,
-        optimizers=[make_optimizer(layer, "adamw", lr=1e-3) for layer in layers],
-        receiver=receiver,
-        sender=sender,
-        learning_rate=lambda step, layer: 1e-3,
-        trained=lambda step: None,
-        output_shape=shapes[last].output,
-        device=torch.device("cpu"),
-    )
-
-
-def _worker(rank: int, address: str, token: str, transport: str, batch: int, plan: Any, results: Any) -> None:
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    repetitions, window_s = plan
-    shapes = describe(OPTIONS, (3, SIZE, SIZE), HeadShape("prototype", CLASSES, 1))
-    ranges = ((0, 1), (2, 2))
-    border = shapes[ranges[0][1]].output
-    link = LinkShape(border, torch.float32, batch, CLASSES, "contiguous")
+def _answers(rank: int, setting: Setting, transport: str, token: str) -> Calls:
+    """A stage with its link, one without, and all layers in one process."""
+    link = LinkShape(setting.input_shape, torch.float32, setting.batch, CLASSES, "channels_last")
     receiver, sender = open_links(
-        Mesh((1, 1)),
+        Mesh((1,) * STAGES),
         rank,
         link if rank else None,
         None if rank else link,
         transport=transport,
-        timeout_s=60.0,
+        timeout_s=setting.timeout_s,
         token=token,
-        group=None,
     )
-    generator = torch.Generator().manual_seed(rank)
-    images = torch.randn(batch, 3, SIZE, SIZE, generator=generator)
-    inner = torch.randn(batch, *border, generator=generator).relu_()
-    target = torch.randint(CLASSES, (batch,), generator=generator)
-    mine = _stage(*ranges[rank], receiver, sender)
-    silent = _stage(*ranges[rank], None, None)
-    whole = [_stage(*ranges[0], None, None), _stage(*ranges[1], None, None)]
+    x, target = setting.samples()
+    mine = local_stage(setting, *setting.ranges[rank], receiver, sender)
+    silent = local_stage(setting, *setting.ranges[rank])
+    whole = local_stage(setting, 0, setting.layers - 1)
 
-    def step(mode: str, n: int) -> None:
+    def step(mode: str) -> None:
         if mode == "pipeline":
-            mine.train_step(StageInput(n, images, target) if rank == 0 else mine.receive())
+            mine.train_step(mine.receive() if rank else StageInput(0, x, target))
         elif mode == "ceiling":
-            silent.train_step(StageInput(n, images if rank == 0 else inner, target))
+            silent.train_step(StageInput(0, x, target))
         elif rank == 0:
-            whole[0].train_step(StageInput(n, images, target))
-            whole[1].train_step(StageInput(n, inner, target))
+            whole.train_step(StageInput(0, x, target))
 
-    def timed(mode: str, steps: int) -> float:
-        """Seconds per step of the slower worker, from the end of its first step to the end of its last."""
-        dist.barrier()
-        step(mode, 0)
-        began = time.perf_counter()
-        for n in range(1, steps):
-            step(mode, n)
-        taken = torch.tensor([(time.perf_counter() - began) / (steps - 1)])
-        dist.all_reduce(taken, op=dist.ReduceOp.MAX)
-        return float(taken)
-
-    for mode in MODES:
-        timed(mode, 3)
-    per_step = torch.tensor([timed("ceiling", 5)])
-    dist.broadcast(per_step, src=0)
-    steps = max(10, round(window_s / float(per_step)))
-    for _ in range(repetitions):
-        for mode in MODES:
-            taken = timed(mode, steps)
-            if rank == 0:
-                results.put((mode, taken))
-    if rank == 0:
-        results.put(None)
-    dist.destroy_process_group()
+    return {"time": lambda mode, steps: timed(lambda: step(mode), steps)}
 
 
-def measure(transport: str, batch: int, repetitions: int, window_s: float) -> dict[str, Any]:
-    """One row: ratios of images/s, and what was sent."""
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    address, token = f"tcp://127.0.0.1:{_free_port()}", uuid.uuid4().hex[:12]
-    plan = (repetitions, window_s)
-    workers = [
-        spawn.Process(target=_worker, args=(rank, address, token, transport, batch, plan, results)) for rank in range(2)
-    ]
-    for worker in workers:
-        worker.start()
+def measure(
+    name: str, transport: str, setting: Setting, wanted: float, windows: int, window_s: float
+) -> dict[str, Any]:
+    """One row: ratios of images/s over pairs of windows, each pair in the other order."""
     times: dict[str, list[float]] = {mode: [] for mode in MODES}
-    while (item := results.get(timeout=300)) is not None:
-        times[item[0]].append(item[1])
-    for worker in workers:
-        worker.join()
-    shapes = describe(OPTIONS, (3, SIZE, SIZE), HeadShape("prototype", CLASSES, 1))
-    megabytes = 4e-6 * batch * torch.Size(shapes[1].output).numel()
+    with Crew(STAGES, _answers, setting, transport, uuid.uuid4().hex[:12]) as crew:
+        steps = {mode: max(3, round(window_s / max(crew.call("time", mode, 8)))) for mode in MODES}
+        for n in range(windows):
+            for mode in MODES if n % 2 else MODES[::-1]:
+                times[mode].append(max(crew.call("time", mode, steps[mode])))
+    of_ceiling = interval([c / p for c, p in zip(times["ceiling"], times["pipeline"], strict=True)])
     return {
+        "stage, activation": name,
         "transport": transport,
-        "batch": batch,
-        "activation, MB": megabytes,
+        "activation, MB": 4e-6 * setting.batch * torch.Size(setting.input_shape).numel(),
         "stage time, ms": spread([1e3 * t for t in times["ceiling"]]),
-        "of the ceiling": spread([c / p for c, p in zip(times["ceiling"], times["pipeline"], strict=True)]),
+        "of the ceiling": of_ceiling,
+        "wanted": wanted,
+        "holds": "yes" if of_ceiling["high"] >= wanted else "no",
         "against one process": spread([a / p for a, p in zip(times["alone"], times["pipeline"], strict=True)]),
     }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="nine repetitions of 4 s instead of five of 1.5 s")
-    arguments = parser.parse_args()
-    repetitions, window_s = (9, 4.0) if arguments.full else (5, 1.5)
-    rows = [measure(transport, batch, repetitions, window_s) for transport in ("shm", "gloo") for batch in (32, 128)]
+    parser.add_argument("--full", action="store_true", help="20 windows of 5 s, 9 of the peers, instead of 6 of 1.5 s")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a small network, a few steps of each mode; writes nothing"
+    )
+    parser.add_argument("--note", help="what a reader has to know of the machine meanwhile")
+    arguments = parser.parse_args(words)
+    if arguments.smoke:
+        print(measure("smoke", "shm", SMOKE, 0.0, 2, 0.05), *compare(SMOKE, 2, 0.05)[0], sep="\n")
+        return
+    command = "python -m benchmarks.pipeline" + (" --full" if arguments.full else "")
+    notes = [arguments.note] if arguments.note else []
+    windows, window_s = (20, 5.0) if arguments.full else (6, 1.5)
     publish(
         "pipeline",
-        "python -m benchmarks.pipeline" + (" --full" if arguments.full else ""),
+        command,
         "Two stages on two cores, one thread each",
-        rows,
-        ["ceiling: the same two stages at the same time without communication; steady state, without the fill"],
+        [measure(*regime, windows, window_s) for regime in REGIMES],
+        [
+            "ceiling: the same two stages at the same time without communication; steady state, without the fill",
+            "of the ceiling: median of the ratios of neighbouring windows, with a bootstrap 95 % interval; it holds "
+            "when the interval reaches what is wanted",
+            *notes,
+        ],
     )
+    rows, remarks = compare(Setting(), *((9, 4.0) if arguments.full else (5, 1.5)))
+    publish("pipeline_peers", command, "The pipeline and its peers, two cores", rows, [*remarks, *notes])
 
 
 if __name__ == "__main__":
