@@ -6,6 +6,8 @@ Nothing of another layer enters, and no gradient with respect to the layer's inp
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -33,19 +35,24 @@ def local_forward_backward(
     *,
     count: int,
     autocast_dtype: torch.dtype | None = None,
+    phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> LocalUpdate:
     """Leave the gradient of sum(loss) / count in the layer's parameters.
 
     `x` (B, ...) and `target` (B,) int64; `count` is the number of samples of the whole batch, over all
     replicas. With `autocast_dtype` the body runs under autocast and hands on that dtype; the head does not.
+    `phase` surrounds forward, loss and gradient by these names, for whoever times them.
     """
-    with torch.autocast(x.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        y = layer(x.detach())
-    if autocast_dtype is not None:
-        y = y.to(autocast_dtype)
-    logit_BC = layer.logits(y)
-    loss_sum = layer.head.loss(logit_BC, target).sum()
-    torch.autograd.backward(loss_sum / count)
+    with phase("forward"):
+        with torch.autocast(x.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+            y = layer(x.detach())
+        if autocast_dtype is not None:
+            y = y.to(autocast_dtype)
+    with phase("loss"):
+        logit_BC = layer.logits(y)
+        loss_sum = layer.head.loss(logit_BC, target).sum()
+    with phase("gradient"):
+        torch.autograd.backward(loss_sum / count)
     correct = (logit_BC.detach().argmax(dim=1) == target).sum()
     return LocalUpdate(y.detach(), loss_sum.detach(), correct)
 

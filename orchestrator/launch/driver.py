@@ -359,7 +359,7 @@ def _log_result(drive: Drive, assignment: Assignment) -> None:
         description = network.description(drive.values, class_names(folder, drive.values), state)
         name = drive.job.tracking.registered_model
         logged = log_model(uri, assignment.run_id or "", newest, description, name)
-    files = [folder.summary, folder.job, plot]
+    files = [folder.summary, folder.job, plot, *([folder.trace] if folder.trace.exists() else [])]
     warning = tracking.finish_run(uri, assignment.run_id, "FINISHED", files) or logged.warning
     if warning:
         drive.say(f"warning: {warning}")

@@ -8,6 +8,7 @@ Shape letters: B samples of this replica, C classes.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update
 from orchestrator.pipeline.links import Kind, Message, Receiver, Sender
+from orchestrator.pipeline.trace import BESIDE, Trace
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -77,6 +79,7 @@ class _Sum:
     gradients: list[Tensor]
     flat: Tensor
     work: dist.Work
+    began_ns: int
 
 
 @dataclass
@@ -102,6 +105,7 @@ class Stage:
     grad_clip: float | None = None
     replicas: dist.ProcessGroup | None = None
     times: StageTimes = field(default_factory=StageTimes)
+    trace: Trace = field(default_factory=Trace)
     totals: list[LayerTotals] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,12 +126,13 @@ class Stage:
     def receive(self) -> StageInput:
         """The next batch from the stage before; its transfer was under way during the last step."""
         assert self.receiver is not None, "the first stage reads from a stream, not from a link"
-        began = time.perf_counter()
-        message = self.receiver.recv()
-        self.times.wait_input_s += time.perf_counter() - began
-        to = self.device
-        vote = None if message.vote is None else message.vote.to(to)
-        x, target = message.activation.to(to), message.target.to(to)
+        with self.trace.span("receive"):
+            began = time.perf_counter()
+            message = self.receiver.recv()
+            self.times.wait_input_s += time.perf_counter() - began
+            to = self.device
+            vote = None if message.vote is None else message.vote.to(to)
+            x, target = message.activation.to(to), message.target.to(to)
         return StageInput(message.step, x, target, vote, message.last, message.stop, message.count)
 
     def train_step(self, batch: StageInput) -> bool:
@@ -145,10 +150,18 @@ class Stage:
             if index > last_trained:
                 break
             if active is not None and index < active:
-                x = self._pass_frozen(layer, x)
+                with self.trace.span("forward", index):
+                    x = self._pass_frozen(layer, x)
                 continue
             layer.train()
-            update = local_forward_backward(layer, x, batch.target, count=count, autocast_dtype=self.autocast_dtype)
+            update = local_forward_backward(
+                layer,
+                x,
+                batch.target,
+                count=count,
+                autocast_dtype=self.autocast_dtype,
+                phase=functools.partial(self.trace.span, layer=index),
+            )
             # The gradients of the layer before were being summed meanwhile.
             self._end_sum(summing, batch.step)
             self._refuse_non_finite(index, batch.step, update.loss_sum)
@@ -186,7 +199,10 @@ class Stage:
         if self.replicas is None:
             return len(batch.target), batch.stop
         both = torch.tensor([len(batch.target), int(batch.stop)], dtype=torch.int64)
-        dist.all_reduce(both, group=self.replicas)
+        began = time.perf_counter()
+        with self.trace.span("agree"):
+            dist.all_reduce(both, group=self.replicas)
+        self.times.wait_replicas_s += time.perf_counter() - began
         return int(both[0]), bool(both[1])
 
     def _refuse_non_finite(self, layer: int, step: int, loss_sum: Tensor) -> None:
@@ -208,7 +224,8 @@ class Stage:
         if self.sender is None:
             return
         waited = self.sender.waited_s
-        self.sender.send(Message(batch.step, kind, batch.last, stop, x, batch.target, vote, count))
+        with self.trace.span("send"):
+            self.sender.send(Message(batch.step, kind, batch.last, stop, x, batch.target, vote, count))
         self.times.wait_output_s += self.sender.waited_s - waited
 
     def _begin_sum(self, i: int) -> _Sum | None:
@@ -216,18 +233,22 @@ class Stage:
         if self.replicas is None:
             return None
         gradients = [p.grad for p in self.layers[i].parameters() if p.grad is not None]
+        began_ns = self.trace.now()
         flat = torch.cat([g.reshape(-1) for g in gradients])
         work = dist.all_reduce(flat, group=self.replicas, async_op=True)
         assert work is not None
-        return _Sum(i, gradients, flat, work)
+        return _Sum(i, gradients, flat, work, began_ns)
 
     def _end_sum(self, summing: _Sum | None, step: int) -> None:
         """Wait for the sum and update the layer with it."""
         if summing is None:
             return
+        index = self.first + summing.layer
         began = time.perf_counter()
-        summing.work.wait()
+        with self.trace.span("wait for sum", index):
+            summing.work.wait()
         self.times.wait_replicas_s += time.perf_counter() - began
+        self.trace.since(summing.began_ns, BESIDE, index)
         sizes = [g.numel() for g in summing.gradients]
         for gradient, summed in zip(summing.gradients, torch.split(summing.flat, sizes), strict=True):
             gradient.copy_(summed.view_as(gradient))
@@ -235,11 +256,12 @@ class Stage:
 
     def _apply(self, i: int, step: int) -> None:
         layer, optimizer = self.layers[i], self.optimizers[i]
-        if self.grad_clip is not None:
-            torch.nn.utils.clip_grad_norm_(layer.parameters(), self.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate(step, self.first + i)
-        local_update(layer, optimizer)
+        with self.trace.span("update", self.first + i):
+            if self.grad_clip is not None:
+                torch.nn.utils.clip_grad_norm_(layer.parameters(), self.grad_clip)
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(step, self.first + i)
+            local_update(layer, optimizer)
 
     @torch.no_grad()
     def evaluate(

@@ -78,6 +78,11 @@ class RunFolder:
         return self.path / "classes.json"
 
     @property
+    def trace(self) -> Path:
+        """Some steps of all ranks of the last attempt, as a Chrome trace; there where the job wants one."""
+        return self.path / "trace.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -26,6 +26,7 @@ from orchestrator.run.ledger import Ledger
 from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule
 from orchestrator.run.summary import make_summary
+from orchestrator.run.tracing import Tracer
 
 if TYPE_CHECKING:
     from orchestrator.run.worker import Assignment
@@ -61,6 +62,8 @@ class Loop:
         total = self.schedule.total_steps
         stage_index, replica = self.mesh.place(self.context.rank)
         feed = self._feed(start, replica) if stage_index == 0 else None
+        tracer = Tracer(self.assignment, self.mesh, self.context.rank, self.control)
+        self.stage.trace = tracer.begin(start, total, self.stage.device)
         self.heartbeat.state.update(step=start, steps_total=total, phase="train")
         if self._leads:
             samples = len(self.datasets.train.subset)
@@ -69,8 +72,10 @@ class Loop:
         stop = False
         for step in range(start, total):
             began = time.perf_counter()
+            self.stage.trace.begin(step)
             if feed is not None:
-                batch = feed.next()
+                with self.stage.trace.span("receive"):
+                    batch = feed.next()
                 self.stage.times.wait_input_s += time.perf_counter() - began
             else:
                 batch = self.stage.receive()
@@ -87,6 +92,7 @@ class Loop:
             if not (ends or saves):
                 continue
             parts = self._synchronise(feed, done)
+            tracer.collect(self.folder, self.stage.trace)
             self._tick()
             if done == total:
                 self._fit_votes()

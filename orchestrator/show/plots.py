@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 Series = Sequence[tuple[float, float]]
-COLOURS = ("#3b6fd4", "#d4663b", "#2f9e6e", "#a24bc0", "#c09a1e", "#c23b66", "#3ba7c2", "#7a7a7a")
+COLOURS = ("#3b6fd4", "#d4663b", "#2f9e6e", "#a24bc0", "#c09a1e", "#c23b66", "#3ba7c2", "#7a7a7a", "#94b447")
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
 

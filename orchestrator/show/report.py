@@ -8,8 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from orchestrator.pipeline.trace import PHASES
 from orchestrator.run.folder import RunFolder, read_json, write_atomically
 from orchestrator.show import html, plots, search_page
+from orchestrator.show.gantt import gantt
 from orchestrator.show.terminal import amount, duration, percent
 
 
@@ -37,6 +39,7 @@ class _Run:
         self.path, self.name = path, path.resolve().name
         self.summary: dict[str, Any] = read_json(folder.summary) or {}
         self.confusion: dict[str, Any] | None = read_json(folder.confusion)
+        self.trace: dict[str, Any] | None = read_json(folder.trace)
         self.progress: dict[str, Any] = read_json(folder.progress) or {}
         self.attempts: list[dict[str, Any]] = read_json(folder.attempts) or []
         self.job = folder.job.read_text(encoding="utf-8")
@@ -103,6 +106,10 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
         parts.append(html.plot_card("Confusion of the final network on the validation data", drawn, []))
     parts.append(html.card("Attempts", _attempts(run)))
     parts.append("</div>")
+    if run.trace is not None:
+        steps = {e["args"]["step"] for e in run.trace["traceEvents"] if e["ph"] == "X"}
+        title = f"Steps {min(steps)} to {max(steps)} of all workers" if steps else "Traced steps"
+        parts.append(html.plot_card(title, gantt(run.trace), PHASES))
     parts.append(html.card("Job", f"<pre>{escape(run.job)}</pre>"))
     if s:
         facts = {k: s[k] for k in ("weights_sha256", "order_sha256", "job_sha256", "index_sha256", "versions")}

@@ -26,7 +26,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     job = folder / "tiny.yaml"
     job.write_text(TINY_JOB.format(name="tiny", runs=folder / "runs"))
     flags = ["--set", "cluster.workers=2", "--set", "cluster.stages=2", "--set", "train.epochs=4"]
-    flags += ["--set", "tracking.registered_model=tiny-digits"]
+    flags += ["--set", "tracking.registered_model=tiny-digits", "--set", "tracking.trace_steps=3"]
     command = [sys.executable, "-m", "orchestrator", "run", str(job), *flags, "--summary", str(folder / "s.json")]
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=200, check=False
@@ -92,7 +92,32 @@ def test_mlflow_has_parameters_metrics_tags_and_artifacts(finished: dict[str, An
     assert run.data.metrics["val/top1"] == pytest.approx(finished["summary"]["val_top1"])
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [14, 28, 42, 56]
-    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"summary.json", "job.yaml", "accuracy.svg"}
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {
+        "summary.json", "job.yaml", "accuracy.svg", "trace.json",
+    }  # fmt: skip
+
+
+def test_the_trace_has_every_phase_of_three_steps_of_all_ranks_on_one_clock(finished: dict[str, Any]) -> None:
+    events = json.loads((finished["run"] / "trace.json").read_text())["traceEvents"]
+    spans = [e for e in events if e["ph"] == "X"]
+    assert {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"} == {
+        0: "rank 0: stage 0, replica 0", 1: "rank 1: stage 1, replica 0",
+    }  # fmt: skip
+    for rank in (0, 1):
+        own = [e for e in spans if e["pid"] == rank]
+        assert {e["args"]["step"] for e in own} == {5, 6, 7}, "behind the warm-up"
+        layers = {0: ["conv0"], 1: ["conv1", "conv2"]}
+        found = [e["name"] for e in own if e["args"]["step"] == 6]
+        of_layers = [f"{phase} {k}" for k in layers[rank] for phase in ("forward", "loss", "gradient", "update")]
+        expected = ["receive", *of_layers]
+        # The output leaves before the update of its layer.
+        assert found == (expected if rank else [*expected[:-1], "send", expected[-1]])
+        ends = [e["ts"] + e["dur"] for e in own]
+        assert all(e["ts"] >= end for e, end in zip(own[1:], ends, strict=False)), "one thing after the other"
+    for step in (5, 6, 7):
+        (sent,) = [e for e in spans if (e["args"]["step"], e["cat"]) == (step, "send")]
+        (got,) = [e for e in spans if (e["args"]["step"], e["cat"], e["pid"]) == (step, "receive", 1)]
+        assert sent["ts"] < got["ts"] + got["dur"], "nothing arrives before it was sent"
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and its database layer
