@@ -33,7 +33,7 @@ from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_
 from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.plots import accuracy_plot
-from orchestrator.show.terminal import Follower, plan_table, result_table
+from orchestrator.show.terminal import Follower, plan_table, result_table, stages_table
 
 Launch = Callable[[Assignment], None]
 
@@ -278,8 +278,12 @@ def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failu
     """What the workers wrote down, first cause first; the launcher's own words when they could not."""
     step = (read_json(folder.progress) or {}).get("step")
     first, others = first_failure(folder, attempt)
+    if first is not None and first["consequence"] and getattr(error, "killed", False):
+        others = [first, *others]
+        first = None
+    seen = tuple(f"worker {r['rank']}: {r['type']}: {r['message'].splitlines()[0]}" for r in others if r["message"])
     if first is None:
-        return Failure(step, str(error), "", error.exit_code, isinstance(error, JobError), ())
+        return Failure(step, str(error), "", error.exit_code, isinstance(error, JobError), seen)
     where = f"worker {first['rank']}: " if not first["expected"] else ""
     return Failure(
         step=step,
@@ -287,9 +291,7 @@ def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failu
         traceback="" if first["expected"] else first["traceback"],
         exit_code=first["exit_code"],
         final=first["exit_code"] in (2, 3, 4),
-        others=tuple(
-            f"worker {r['rank']}: {r['type']}: {r['message'].splitlines()[0]}" for r in others if r["message"]
-        ),
+        others=seen,
     )
 
 
@@ -341,6 +343,9 @@ def _conclude(drive: Drive, assignment: Assignment, plan: Plan) -> dict[str, Any
         ],
     )
     _log_result(drive, assignment)
+    stages = [event for event in drive.folder.read_events()[0] if event["event"] == "stages"]
+    if stages:
+        drive.say(stages_table(stages[-1], assignment.layer_names))
     drive.say(result_table(summary, drive.folder.path, _uri(drive)))
     return summary
 

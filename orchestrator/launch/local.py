@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,14 @@ from orchestrator.run.worker import Assignment, work
 
 
 class WorkerFailure(OrchestratorError):
-    """A worker ended without a result; its own report, if it could write one, says why."""
+    """A worker ended without a result; its own report, if it could write one, says why.
+
+    `killed`: it was ended from outside, so it has none, and what the others report came of that.
+    """
+
+    def __init__(self, message: str, *, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 def device_of(job: dict[str, Any], local_rank: int) -> torch.device:
@@ -65,6 +73,9 @@ def _child(rank: int, world_size: int, address: str, assignment: Assignment) -> 
     init_group(assignment.job, rank, world_size, address)
     try:
         work(assignment, LocalContext(rank, world_size, rank, stop), device_of(assignment.job, rank))
+    except Exception:
+        # It has written down why; the driver tells it, first cause first.
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
@@ -127,10 +138,17 @@ def _wait(children: list[Any]) -> None:
             child.join(0.05)
             if child.exitcode not in (None, 0):
                 _grace(children)
-                raise WorkerFailure(f"worker {rank} {_ending(child.exitcode)}")
+                raise _first_cause(children, rank)
     for rank, child in enumerate(children):
         if child.exitcode != 0:
-            raise WorkerFailure(f"worker {rank} {_ending(child.exitcode)}")
+            raise _first_cause(children, rank)
+
+
+def _first_cause(children: list[Any], rank: int) -> WorkerFailure:
+    """A worker that was killed, or else `rank`, which was seen to have failed."""
+    rank = next((r for r, child in enumerate(children) if (child.exitcode or 0) < 0), rank)
+    exit_code = children[rank].exitcode
+    return WorkerFailure(f"worker {rank} {_ending(exit_code)}", killed=exit_code < 0)
 
 
 def _grace(children: list[Any], seconds: float = 3.0) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update
 from orchestrator.pipeline.links import Kind, Message, Receiver, Sender
+from orchestrator.pipeline.sync_norm import take_waited
 from orchestrator.pipeline.trace import BESIDE, Trace
 
 
@@ -55,6 +56,8 @@ class LayerTotals:
     loss: Tensor
     correct: Tensor
     samples: int = 0
+    # Of this process: on a GPU what it takes to give the device its work.
+    seconds: float = 0.0
 
 
 @dataclass
@@ -65,10 +68,6 @@ class StageTimes:
     wait_input_s: float = 0.0
     wait_output_s: float = 0.0
     wait_replicas_s: float = 0.0
-
-    @property
-    def busy_s(self) -> float:
-        return max(0.0, self.wall_s - self.wait_input_s - self.wait_output_s)
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,7 @@ class Stage:
         """Return and reset the sums and the clocks."""
         taken, self.totals = self.totals, [self._no_totals() for _ in self.layers]
         times, self.times = self.times, StageTimes()
+        times.wait_replicas_s += sum(take_waited(layer) for layer in self.layers)
         return taken, times
 
     def receive(self) -> StageInput:
@@ -154,6 +154,7 @@ class Stage:
                     x = self._pass_frozen(layer, x)
                 continue
             layer.train()
+            began = time.perf_counter()
             update = local_forward_backward(
                 layer,
                 x,
@@ -162,6 +163,7 @@ class Stage:
                 autocast_dtype=self.autocast_dtype,
                 phase=functools.partial(self.trace.span, layer=index),
             )
+            self.totals[i].seconds += time.perf_counter() - began
             # The gradients of the layer before were being summed meanwhile.
             self._end_sum(summing, batch.step)
             self._refuse_non_finite(index, batch.step, update.loss_sum)
@@ -256,12 +258,14 @@ class Stage:
 
     def _apply(self, i: int, step: int) -> None:
         layer, optimizer = self.layers[i], self.optimizers[i]
+        began = time.perf_counter()
         with self.trace.span("update", self.first + i):
             if self.grad_clip is not None:
                 torch.nn.utils.clip_grad_norm_(layer.parameters(), self.grad_clip)
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(step, self.first + i)
             local_update(layer, optimizer)
+        self.totals[i].seconds += time.perf_counter() - began
 
     @torch.no_grad()
     def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import torch
@@ -16,17 +17,14 @@ class _SumOverReplicas(torch.autograd.Function):
     """A sum over all replicas; its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        total = x.clone()
-        dist.all_reduce(total, group=group)
-        return total
+    def forward(ctx: Any, x: Tensor, norm: SyncBatchNorm) -> Tensor:
+        ctx.norm = norm
+        return norm.summed(x.clone())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+        norm: SyncBatchNorm = ctx.norm
+        return norm.summed(gradients[0].contiguous().clone()), None
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -39,6 +37,8 @@ class SyncBatchNorm(_BatchNorm):
     group: dist.ProcessGroup
     drop: nn.Module | None
     act: nn.Module | None
+    # Seconds that its sums have taken since they were asked for.
+    waited_s: float = 0.0
 
     @classmethod
     def of(cls, norm: _BatchNorm, group: dist.ProcessGroup) -> SyncBatchNorm:
@@ -78,8 +78,15 @@ class SyncBatchNorm(_BatchNorm):
         return y.to(input.dtype)
 
     def _over_replicas(self, x: Tensor) -> Tensor:
-        total: Tensor = _SumOverReplicas.apply(x, self.group)
+        total: Tensor = _SumOverReplicas.apply(x, self)
         return total
+
+    def summed(self, x: Tensor) -> Tensor:
+        """`x`, changed in place to the sum over all replicas."""
+        began = time.perf_counter()
+        dist.all_reduce(x, group=self.group)
+        self.waited_s += time.perf_counter() - began
+        return x
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:
@@ -101,3 +108,12 @@ def synchronise_norms(module: nn.Module, group: dist.ProcessGroup) -> None:
             setattr(module, name, SyncBatchNorm.of(child, group))
         else:
             synchronise_norms(child, group)
+
+
+def take_waited(module: nn.Module) -> float:
+    """Seconds that the norms inside `module` waited for their sums since the last call."""
+    waited = 0.0
+    for norm in module.modules():
+        if isinstance(norm, SyncBatchNorm):
+            waited, norm.waited_s = waited + norm.waited_s, 0.0
+    return waited

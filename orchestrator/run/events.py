@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from orchestrator.data.remote import summed
-from orchestrator.pipeline.stage import StageTimes
+from orchestrator.pipeline.advice import StageTime, advise
 from orchestrator.run.evaluate import Evaluation
 from orchestrator.run.schedule import Schedule
 
+_TELLING_S = 10.0
 # What one worker gathered since the last look: see `Loop._synchronise`.
 Part = dict[str, Any]
 
@@ -32,7 +34,7 @@ def epoch(
     parts: Sequence[Part],
     *,
     schedule: Schedule,
-    stages: int,
+    times: Sequence[StageTime],
     layers: int,
     images_per_second: float,
     train_seconds: float,
@@ -55,8 +57,7 @@ def epoch(
         "val_top1": None if evaluation is None else evaluation.top1,
         "val_top5": None if evaluation is None else evaluation.top5,
         "layer_val_top1": None if evaluation is None else list(evaluation.layer_top1.values()),
-        "busy_fraction": per_stage(parts, stages, lambda t: t.busy_s),
-        "wait_input_fraction": per_stage(parts, stages, lambda t: t.wait_input_s),
+        **{key: [fractions(t)[key] for t in times] for key in fractions(times[0])},
         "remote": summed([part["remote"] for part in parts]),
         "wall_seconds": train_seconds,
         "learning_rate": schedule.learning_rate(done - 1, schedule.depth(done, layers) - 1),
@@ -74,11 +75,44 @@ def final(step: int, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def per_stage(parts: Sequence[Part], stages: int, seconds: Callable[[StageTimes], float]) -> list[float]:
-    """Largest fraction of the wall time over the replicas of each stage."""
-    fractions = [0.0] * stages
-    for part in parts:
-        times = part["times"]
-        share = seconds(times) / max(times.wall_s, 1e-9)
-        fractions[part["stage"]] = max(fractions[part["stage"]], share)
-    return fractions
+def stages(step: int, times: Sequence[StageTime], batch: int, layer_names: Sequence[str]) -> dict[str, Any]:
+    """What the stages of an attempt did with their time, the slow one and its remedy."""
+    # In a run of seconds the start weighs more than what comes after it.
+    advice = advise(times, batch, layer_names) if times[0].wall_s > _TELLING_S else None
+    return {
+        "event": "stages",
+        "step": step,
+        "stages": [{"layers": list(t.layers), "replicas": t.replicas, **fractions(t)} for t in times],
+        "slow_stage": None if advice is None else advice.stage,
+        "advice": None if advice is None else advice.text,
+    }
+
+
+def fractions(time: StageTime) -> dict[str, float]:
+    """Shares of the wall time of a stage; together 1."""
+    return {
+        "busy_fraction": time.fraction(time.busy_s),
+        "wait_input_fraction": time.fraction(time.wait_input_s),
+        "wait_output_fraction": time.fraction(time.wait_output_s),
+        "all_reduce_fraction": time.fraction(time.all_reduce_s),
+    }
+
+
+def stage_times(parts: Sequence[Part], ranges: Sequence[tuple[int, int]]) -> list[StageTime]:
+    """The mean over the replicas of each stage."""
+    found = []
+    for index, layers in enumerate(ranges):
+        own = [part for part in parts if part["stage"] == index]
+        times = [part["times"] for part in own]
+        found.append(
+            StageTime(
+                layers=layers,
+                replicas=len(own),
+                wall_s=fmean(t.wall_s for t in times),
+                wait_input_s=fmean(t.wait_input_s for t in times),
+                wait_output_s=fmean(t.wait_output_s for t in times),
+                all_reduce_s=fmean(t.wait_replicas_s for t in times),
+                layer_s=tuple(fmean(values) for values in zip(*(part["layer_s"] for part in own), strict=True)),
+            )
+        )
+    return found

@@ -14,6 +14,7 @@ import torch
 
 from orchestrator.data.order import batch_bounds
 from orchestrator.errors import CheckpointError, OrchestratorError
+from orchestrator.pipeline.advice import StageTime
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
 from orchestrator.run import checkpoint, events, network
@@ -53,7 +54,7 @@ class Loop:
     attempt_seconds: float = 0.0
     attempt_samples: int = 0
     window: float = 0.0
-    busy: list[float] = field(default_factory=list)
+    stage_times: list[StageTime] = field(default_factory=list)
     vote_weights: list[float] | None = None
 
     def run(self) -> str:
@@ -169,6 +170,7 @@ class Loop:
             "loss": [float(t.loss) for t in totals],
             "correct": [int(t.correct) for t in totals],
             "samples": [t.samples for t in totals],
+            "layer_s": [t.seconds for t in totals],
             "times": times,
             "stage": self.mesh.place(self.context.rank)[0],
             "remote": self.datasets.remote_counts(),
@@ -185,6 +187,9 @@ class Loop:
             if self.schedule.ends_epoch(done):
                 self.ledger.end_epoch()
         self._refuse_non_finite(parts, done)
+        new = events.stage_times(parts, self.assignment.ranges)
+        before = self.stage_times or [StageTime(t.layers, t.replicas) for t in new]
+        self.stage_times = [a.plus(b) for a, b in zip(before, new, strict=True)]
         return parts
 
     def _refuse_non_finite(self, parts: list[dict[str, Any]], done: int) -> None:
@@ -278,7 +283,6 @@ class Loop:
 
     def _end_epoch(self, done: int, parts: list[dict[str, Any]], stop: bool) -> None:
         """Evaluate where due and write the epoch's line."""
-        self.busy = events.per_stage(parts, self.mesh.stages, lambda t: t.busy_s)
         evaluation = None
         if self.schedule.evaluates(done) and not stop:
             evaluation = self._evaluate(self.datasets.val, done, "evaluate")
@@ -290,7 +294,7 @@ class Loop:
             done,
             parts,
             schedule=self.schedule,
-            stages=self.mesh.stages,
+            times=events.stage_times(parts, self.assignment.ranges),
             layers=len(self.assignment.layer_names),
             images_per_second=rate,
             train_seconds=self.train_seconds,
@@ -329,7 +333,7 @@ class Loop:
             images_per_second=self.attempt_samples / self.attempt_seconds if self.attempt_seconds else None,
             train_seconds=self.train_seconds,
             samples_seen=self.samples_seen,
-            busy=self.busy,
+            efficiency=max((t.fraction(t.work_s) for t in self.stage_times), default=None),
             peak_memory_bytes=[p["memory"] for p in parts],
             start=start,
         )
@@ -338,6 +342,9 @@ class Loop:
         if val is not None:
             write_json(self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion})
             self.folder.append_event(events.final(total, val))
+        if self.stage_times:
+            batch, names = self.assignment.job["train"]["global_batch_size"], self.assignment.layer_names
+            self.folder.append_event(events.stages(total, self.stage_times, batch, names))
         write_json(self.folder.summary, summary)
 
     def _leave(self, status: str) -> str:

@@ -53,7 +53,7 @@ def make_summary(
     images_per_second: float | None,
     train_seconds: float,
     samples_seen: int,
-    busy: list[float],
+    efficiency: float | None,
     peak_memory_bytes: list[int],
     start: int,
 ) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def make_summary(
 
     `images_per_second` covers the last attempt; `train_seconds` the training loops of all attempts, without
     start-up and evaluation. `pipeline_efficiency` is the measured rate over that of the slowest stage
-    computing alone, which is that stage's busy fraction.
+    computing alone, which is the fraction of the time in which that stage does not wait for another one.
     """
     job = assignment.job
     names = assignment.layer_names
@@ -96,7 +96,7 @@ def make_summary(
         "world_size": sum(assignment.replicas),
         "stages": len(assignment.ranges),
         "replicas": assignment.replicas,
-        "pipeline_efficiency": max(busy) if busy else None,
+        "pipeline_efficiency": efficiency,
         "peak_memory_bytes": peak_memory_bytes,
         "attempts": assignment.attempt,
         "attempt_steps": [*assignment.attempt_steps, [start, schedule.total_steps]],

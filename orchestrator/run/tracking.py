@@ -22,6 +22,8 @@ from orchestrator.run.folder import RunFolder, read_json, write_json
 _POLL_S = 1.0
 _REQUEST_TIMEOUT_S = 5
 _MAX_PARAM = 500
+# Of each stage's time, together 1.
+_SHARES = ("busy_fraction", "wait_input_fraction", "wait_output_fraction", "all_reduce_fraction")
 # Metrics of data that are read from afar, by their name in the event.
 _REMOTE = {
     "hits": "data/cache_hits",
@@ -121,8 +123,9 @@ def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
         metrics["train/loss"] = next((x for x in reversed(losses) if x is not None), None)
         for i, loss in enumerate(losses):
             metrics[f"layer/{i:02d}/train_loss"] = loss
-        for i, busy in enumerate(event["busy_fraction"]):
-            metrics[f"stage/{i}/busy_fraction"] = busy
+        for share in _SHARES:
+            for i, value in enumerate(event.get(share) or []):
+                metrics[f"stage/{i}/{share}"] = value
         metrics |= {_REMOTE[name]: value for name, value in (event.get("remote") or {}).items()}
     if event["event"] in ("epoch", "final"):
         metrics["val/top1"], metrics["val/top5"] = event["val_top1"], event["val_top5"]

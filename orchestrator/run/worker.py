@@ -77,7 +77,8 @@ def work(assignment: Assignment, context: Context, device: torch.device) -> str:
 def _write_failure(folder: RunFolder, attempt: int, rank: int, error: BaseException) -> None:
     path = folder.failure_file(attempt, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    consequence = isinstance(error, LinkError | dist.DistError) or "Connection closed by peer" in str(error)
+    lost = any(words in str(error) for words in ("Connection closed by peer", "Connection reset by peer"))
+    consequence = isinstance(error, LinkError | dist.DistError) or lost
     write_json(
         path,
         {

@@ -46,6 +46,7 @@ class _Run:
         self.events, _ = folder.read_events()
         plans = [e for e in self.events if e["event"] == "plan"]
         self.plan: dict[str, Any] = plans[-1] if plans else {"stages": [], "layer_names": []}
+        self.stages = next((e for e in reversed(self.events) if e["event"] == "stages"), None)
         self.epochs = [e for e in self.events if e["event"] == "epoch"]
 
     @property
@@ -101,6 +102,8 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
     stages = [f"stage {i}" for i in range(len(run.plan["stages"]))]
     parts.append(html.plot_card("Share of time that each stage computes", busy, stages))
     parts.append(html.card("Plan", _plan(run)))
+    if run.stages is not None:
+        parts.append(html.card("Where the time of the stages went", _stage_times(run.stages)))
     if run.confusion is not None:
         drawn = plots.heat_map(run.confusion["matrix"], run.confusion["classes"])
         parts.append(html.plot_card("Confusion of the final network on the validation data", drawn, []))
@@ -181,6 +184,14 @@ def _plan(run: _Run) -> str:
             )
         )
     return html.table(head, rows)
+
+
+def _stage_times(event: Mapping[str, Any]) -> str:
+    head = ("stage", "busy", "waits for input", "for output", "for sums over replicas")
+    keys = [f"{key}_fraction" for key in ("busy", "wait_input", "wait_output", "all_reduce")]
+    rows = [(str(i), *(f"{100 * s[key]:.0f} %" for key in keys)) for i, s in enumerate(event["stages"])]
+    advice = f"<p>{escape(event['advice'])}</p>" if event["advice"] else ""
+    return html.table(head, rows) + advice
 
 
 def _attempts(run: _Run) -> str:

@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -146,6 +146,19 @@ def result_table(summary: dict[str, Any], run_dir: Path, tracking_uri: str) -> s
     else:
         lines.append(f"MLflow       {tracking_uri}")
     return "\n".join(lines)
+
+
+def stages_table(event: Mapping[str, Any], layer_names: Sequence[str]) -> str:
+    """Where the time of each stage went, and the slow one with its remedy."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("stage", "layers", "replicas", "busy", "waits for input", "for output", "for sums over replicas"):
+        table.add_column(column, justify="left" if column == "layers" else "right")
+    for i, stage in enumerate(event["stages"]):
+        first, last = stage["layers"]
+        names = layer_names[first] if first == last else f"{layer_names[first]} .. {layer_names[last]}"
+        shares = [stage[f"{key}_fraction"] for key in ("busy", "wait_input", "wait_output", "all_reduce")]
+        table.add_row(str(i), names, str(stage["replicas"]), *(f"{100 * share:.0f} %" for share in shares))
+    return "\n".join(["Time of the stages", as_text(table), *([event["advice"]] if event["advice"] else [])])
 
 
 def controls_table(summary: dict[str, Any]) -> str:

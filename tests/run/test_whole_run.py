@@ -69,7 +69,7 @@ def test_the_keys_consumed_are_those_of_the_index(finished: dict[str, Any]) -> N
 def test_the_terminal_shows_plan_epochs_result_and_where_to_look_next(finished: dict[str, Any]) -> None:
     out = finished["out"]
     for words in ("Plan of tiny: 2 workers, 2 stages", "Predicted", "epoch   1/4", "images/s",
-                  "Result of tiny", "val top-1", "orchestrator report", "mlflow ui --backend-store-uri"):  # fmt: skip
+                  "Result of tiny", "Time of the stages", "for sums over replicas", "val top-1", "orchestrator report", "mlflow ui --backend-store-uri"):  # fmt: skip
         assert words in out, words
     assert "\x1b" not in out, "escape codes do not belong into a file"
     assert finished["err"] == ""
@@ -89,6 +89,9 @@ def test_mlflow_has_parameters_metrics_tags_and_artifacts(finished: dict[str, An
     for metric in ("train/loss", "train/images_per_second", "val/top1", "val/top5", "layer/00/val_top1",
                    "layer/02/train_loss", "stage/0/busy_fraction", "stage/1/busy_fraction"):  # fmt: skip
         assert metric in run.data.metrics, metric
+    kinds = ("busy", "wait_input", "wait_output", "all_reduce")
+    for stage in (0, 1):
+        assert sum(run.data.metrics[f"stage/{stage}/{kind}_fraction"] for kind in kinds) == pytest.approx(1)
     assert run.data.metrics["val/top1"] == pytest.approx(finished["summary"]["val_top1"])
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [14, 28, 42, 56]
