@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hff.randomness import derive_seed
@@ -51,16 +52,18 @@ class Augmenter:
         return [partial(_random_box, low=low, high=high, numbers=row) for row in tables]
 
     def batch(self, images: Pixels, indices: NDArray[np.int64]) -> Pixels:
-        """Crop with padding, flip and cut out: (B, H, W, C) to a new array of the same shape."""
+        """Crop with padding, flip and cut out (B, H, W, C). Changes `images` itself where that saves a copy."""
         numbers = uniforms(self._seed, indices, 5)
         if self._padding:
             images = _shifted(images, self._padding, numbers)
         if self._flip:
-            chosen = numbers[:, 2] < 0.5
-            images = images.copy()
-            images[chosen] = images[chosen][:, :, ::-1]
+            for i in np.flatnonzero(numbers[:, 2] < 0.5):
+                image = torch.from_numpy(
+                    images[i]
+                )  # numpy takes ten times as long to mirror three interleaved channels
+                image.copy_(image.flip(1))
         if self._cutout:
-            images = _cut_out(images, self._cutout, numbers)
+            _cut_out(images, self._cutout, numbers)
         return images
 
 
@@ -76,14 +79,12 @@ def _shifted(images: Pixels, padding: int, numbers: NDArray[np.float64]) -> Pixe
     return chosen_BCHW.transpose(0, 2, 3, 1)
 
 
-def _cut_out(images: Pixels, side: int, numbers: NDArray[np.float64]) -> Pixels:
+def _cut_out(images: Pixels, side: int, numbers: NDArray[np.float64]) -> None:
     """A square of middle gray around a random point (DeVries and Taylor 2017)."""
-    images = images.copy()
     _, height, width, _ = images.shape
     for image, (y, x) in zip(images, numbers[:, 3:5], strict=True):
         top, left = int(y * height) - side // 2, int(x * width) - side // 2
         image[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 128
-    return images
 
 
 def _random_box(width: int, height: int, low: float, high: float, numbers: NDArray[np.float64]) -> Box:

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 Crop = Callable[[int, int], Box]
+Resize = Callable[[Pixels, Box], Pixels]
 
 MAX_PIXELS = 64_000_000
 # Evaluation of photographs: the usual share of the shorter side that the central crop keeps.
@@ -51,16 +52,17 @@ def decode(
     plain_jpeg: PlainDecoder | None = None,
     crop_share: float | None = None,
     interpolation: str = "bilinear",
+    resize: Resize | None = None,
 ) -> Pixels:
     """Decode to (image_size, image_size, channels) uint8.
 
     `crop(width, height)` gives the box (left, top, right, bottom) to keep; without it the centre is kept: the
     share `crop_share` of the shorter side (all of a small image, 7/8 of a photograph unless it is given).
     Defined results: gray is repeated over three channels, CMYK and palette are converted, alpha is ignored,
-    16 bit keep their upper 8, EXIF rotation is applied. `plain_jpeg` changes the speed, not the result. Raises
-    BadImage.
+    16 bit keep their upper 8, EXIF rotation is applied. `plain_jpeg` changes the speed, not the result; `resize`
+    brings what `crop` chose to size instead of Pillow. Raises BadImage.
     """
-    frame = _Frame(image_size, crop, crop_share, interpolation)
+    frame = _Frame(image_size, crop, crop_share, interpolation, resize if crop else None)
     kind = suffix_of(data)
     if kind is None:
         raise BadImage("neither JPEG nor PNG by its first bytes" if data else "empty file")
@@ -95,6 +97,7 @@ class _Frame:
     crop: Crop | None
     share: float | None
     interpolation: str
+    resize: Resize | None
 
     def box(self, width: int, height: int) -> Box:
         if self.crop is not None:
@@ -112,6 +115,8 @@ def _framed(pixels: Pixels, frame: _Frame) -> Pixels:
     height, width, channels = pixels.shape
     if frame.crop is None and (width, height) == (frame.size, frame.size):
         return pixels
+    if frame.resize is not None:
+        return frame.resize(pixels, frame.box(width, height))
     image = Image.fromarray(np.ascontiguousarray(pixels if channels == 3 else pixels[:, :, 0]))
     return _pixels(image, image.mode, frame)
 
@@ -127,6 +132,9 @@ def _pixels(image: Image.Image, mode: str, frame: _Frame) -> Pixels:
         if image.mode == "P":
             image = image.convert("RGBA")
         image = image.convert(mode)
+    if frame.resize is not None:
+        whole = np.array(image)  # a copy: torch takes no memory that cannot be written
+        return frame.resize(whole[:, :, None] if whole.ndim == 2 else whole, box)
     if box != (0, 0, image.width, image.height) or image.size != (size, size):
         image = image.resize((size, size), Image.Resampling[frame.interpolation.upper()], box=box)
     pixels = np.asarray(image)

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.data.augment import Augmenter
-from orchestrator.data.decode import BadImage, decode
+from orchestrator.data.decode import BadImage, Pixels, decode
 from orchestrator.data.index import SUFFIXES, Index
 from orchestrator.data.jpeg import decode_plain
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
 from orchestrator.data.quarantine import Quarantined, quarantined
 from orchestrator.data.reader import ShardReader
+from orchestrator.data.resize import resize_into
 from orchestrator.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -76,7 +77,7 @@ class ImageSource:
         self._labels = index.members["label"] if labels is None else labels
         self._reader, self._quarantined = ShardReader(index), quarantined(index)
         self._image_size, self._channels = image_size, channels
-        self._augment, self._seed = augment or {}, seed
+        self._augment, self._seed, self._interpolation = augment or {}, seed, interpolation
         self._decode = partial(
             decode,
             image_size=image_size,
@@ -89,47 +90,50 @@ class ImageSource:
     def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
         """Run one batch through the pipeline."""
         augmenter = None if epoch is None else Augmenter(self._augment, seed=self._seed, epoch=epoch)
+        rows = np.empty((len(indices), self._image_size, self._image_size, self._channels), dtype=np.uint8)
         pipeline = webdataset.DataPipeline(
-            lambda: self._samples(indices, augmenter),
+            lambda: self._samples(indices, rows, augmenter),
             webdataset.map(self._decoded),
-            lambda samples: self._batched(samples, augmenter),
+            lambda samples: self._batched(samples, rows, augmenter),
         )
         batch: Batch = next(iter(pipeline))
         return batch
 
-    def _samples(self, indices: Indices, augmenter: Augmenter | None) -> Iterator[Sample]:
-        """Source: samples as every WebDataset reader gives them, with their place in the index and their crop."""
+    def _samples(self, indices: Indices, rows: Pixels, augmenter: Augmenter | None) -> Iterator[Sample]:
+        """Source: samples as every WebDataset reader gives them, with their place in index and batch and their crop."""
         crops = augmenter.crops(indices) if augmenter else None
         for place, (i, label) in enumerate(zip(indices.tolist(), self._labels[indices].tolist(), strict=True)):
             if i in self._quarantined:
                 yield {"__index__": i, "fault": self._quarantined[i]}
                 continue
-            crop = crops[place] if crops else None
+            own = {"__index__": i, "__crop__": crops[place] if crops else None, "__row__": rows[place]}
             key, suffix, data = self._reader.read(i)
-            url = self._reader.path(i)
-            yield {"__key__": key, "__url__": url, "__index__": i, "__crop__": crop, suffix: data, "cls": label}
+            yield {"__key__": key, "__url__": self._reader.path(i), **own, suffix: data, "cls": label}
 
     def _decoded(self, sample: Sample) -> Sample:
+        """Fill the sample's row of the batch."""
         if "fault" in sample:
             return sample
         data = next(sample[suffix] for suffix in SUFFIXES if suffix in sample)
+        row = sample["__row__"]
         try:
-            sample["pixels"] = self._decode(data, crop=sample["__crop__"])
+            pixels = self._decode(data, crop=sample["__crop__"], resize=resize_into(row, self._interpolation))
         except BadImage as error:
             sample["fault"] = f"{sample['__url__']}: key {sample['__key__']}: {error}"
+            return sample
+        if pixels is not row:
+            row[...] = pixels
         return sample
 
-    def _batched(self, samples: Iterator[Sample], augmenter: Augmenter | None) -> Iterator[Batch]:
+    def _batched(self, samples: Iterator[Sample], rows: Pixels, augmenter: Augmenter | None) -> Iterator[Batch]:
         everything = list(samples)
         whole = [s for s in everything if "fault" not in s]
-        size = self._image_size
-        pixels = np.empty((len(whole), size, size, self._channels), dtype=np.uint8)
-        for row, sample in zip(pixels, whole, strict=True):
-            row[...] = sample["pixels"]
+        pixels = rows if len(whole) == len(rows) else rows[["fault" not in s for s in everything]]
         indices = np.array([s["__index__"] for s in whole], dtype=np.int64)
         if augmenter and len(whole):
             pixels = augmenter.batch(pixels, indices)
-        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+        # A view: channels stay last in memory, as the device wants them.
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         labels = torch.tensor([s["cls"] for s in whole], dtype=torch.int64)
         yield Batch(images, labels, indices, {s["__index__"]: s["fault"] for s in everything if "fault" in s})
 
