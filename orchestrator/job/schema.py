@@ -126,7 +126,7 @@ class Data(Section):
     augment: Augment = Augment()
     mean: Annotated[tuple[float, ...], Field(strict=False)]
     std: Annotated[tuple[Positive, ...], Field(strict=False)]
-    loader_threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    loader_threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 4
     bad_sample_budget: Annotated[float, Field(ge=0, le=1)] = 0.0001
     shuffle_labels: bool = False

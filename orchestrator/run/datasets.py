@@ -22,6 +22,7 @@ from orchestrator.data.remote import summed
 from orchestrator.data.remote_index import RemoteShards, open_data
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, Foresee, ImageSource, Source, TrainStream, no_foresight
+from orchestrator.data.threads import loader_threads
 from orchestrator.errors import DataError, JobError
 from orchestrator.job.network import vote_share
 from orchestrator.pipeline.stage import StageInput
@@ -178,8 +179,9 @@ def train_stream(
             f"train.global_batch_size: must be at most the {len(part.subset)} training samples, "
             f"got {train['global_batch_size']}"
         )
+    source = Sources(job, features).training(part, labels)
     return TrainStream(
-        Sources(job, features).training(part, labels),
+        source,
         part.subset,
         seed=train["seed"],
         lanes=data["lanes"],
@@ -187,7 +189,7 @@ def train_stream(
         global_batch_size=train["global_batch_size"],
         replica=replica,
         replicas=replicas,
-        loader_threads=data["loader_threads"],
+        loader_threads=loader_threads(data["loader_threads"], source, part.subset),
         prefetch_batches=data["prefetch_batches"],
         bad_sample_budget=data["bad_sample_budget"],
         foresee=_foresight(part, features),
@@ -259,7 +261,7 @@ def eval_batches(
         batch_size,
         replica=replica,
         replicas=replicas,
-        loader_threads=data["loader_threads"],
+        loader_threads=loader_threads(data["loader_threads"], source, part.subset),
         prefetch_batches=data["prefetch_batches"],
         foresee=_foresight(part, features),
     )

@@ -19,6 +19,7 @@ from orchestrator.data.features import FeatureFolders, Vectors
 from orchestrator.data.index import Index
 from orchestrator.data.remote_index import open_data
 from orchestrator.data.stream import Batch, ImageSource, ahead
+from orchestrator.data.threads import loader_threads
 from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
 from orchestrator.run import checkpoint, network
 from orchestrator.run.classifier import framing
@@ -190,7 +191,8 @@ class Extractor:
         start, stop = wanted.plan.ranges[number]
         rows = [np.arange(i, min(i + _BATCH, stop)) for i in range(start, stop, _BATCH)]
         tasks = (partial(source.batch, indices, wanted.epoch) for indices in rows)
-        made = ahead(tasks, data["loader_threads"], data["prefetch_batches"])
+        threads = loader_threads(data["loader_threads"], source, np.arange(start, stop))
+        made = ahead(tasks, threads, data["prefetch_batches"])
         try:
             for indices, batch in zip(rows, made, strict=True):
                 if (wanted.plan.partial / _STOP).exists():
