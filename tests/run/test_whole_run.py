@@ -68,8 +68,18 @@ def test_the_keys_consumed_are_those_of_the_index(finished: dict[str, Any]) -> N
 
 def test_the_terminal_shows_plan_epochs_result_and_where_to_look_next(finished: dict[str, Any]) -> None:
     out = finished["out"]
-    for words in ("Plan of tiny: 2 workers, 2 stages", "Predicted", "epoch   1/4", "images/s",
-                  "Result of tiny", "Time of the stages", "for sums over replicas", "val top-1", "orchestrator report", "mlflow ui --backend-store-uri"):  # fmt: skip
+    for words in (
+        "Plan of tiny: 2 workers, 2 stages",
+        "Predicted",
+        "epoch   1/4",
+        "images/s",
+        "Result of tiny",
+        "Time of the stages",
+        "for sums over replicas",
+        "val top-1",
+        "orchestrator report",
+        "mlflow ui --backend-store-uri",
+    ):
         assert words in out, words
     assert "\x1b" not in out, "escape codes do not belong into a file"
     assert finished["err"] == ""
