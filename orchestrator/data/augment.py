@@ -57,10 +57,9 @@ class Augmenter:
         if self._padding:
             images = _shifted(images, self._padding, numbers)
         if self._flip:
+            # By torch: numpy takes ten times as long to mirror three interleaved channels.
             for i in np.flatnonzero(numbers[:, 2] < 0.5):
-                image = torch.from_numpy(
-                    images[i]
-                )  # numpy takes ten times as long to mirror three interleaved channels
+                image = torch.from_numpy(images[i])
                 image.copy_(image.flip(1))
         if self._cutout:
             _cut_out(images, self._cutout, numbers)
