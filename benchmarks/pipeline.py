@@ -117,4 +117,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name, so that processes are forked from one that has imported it.
+    from benchmarks import pipeline
+
+    pipeline.main()
