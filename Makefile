@@ -11,7 +11,8 @@ export RAY_USAGE_STATS_ENABLED = 0
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is needed (on Debian: apt-get install python3 python3-venv)"; exit 1; }
 	@echo "Setting up .venv with $(PYTHON) (about a minute; 6 GB of disk)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@# Without the stamp, what is there is of a set-up that was interrupted.
+	@test -e $@ || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -24,6 +25,9 @@ test: $(STAMP)  ## set-up and the tests; one real Ray run and one real job submi
 
 test-all: $(STAMP)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest
+
+clean-venv:  ## forget the set-up; the next target makes it afresh
+	rm -rf .venv
 
 soak: $(STAMP)  ## ten minutes of random faults against a real run; then the proof that nothing was lost
 	$(BIN)/python -m tests.faults.soak
