@@ -142,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="one self-contained HTML page for one run or several")
     report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders")
-    report.add_argument("--out", metavar="FILE", type=Path, help="default: RUN/report.html; of several runs, comparison.html in the first")
+    report.add_argument(
+        "--out", metavar="FILE", type=Path, help="default: RUN/report.html; of several, comparison.html in the first"
+    )
 
     runs = commands.add_parser("runs", help="list and examine runs")
     actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -325,7 +327,8 @@ def _report(arguments: argparse.Namespace) -> int:
     for run in arguments.runs:
         if not (run / "job.yaml").is_file():
             raise JobError(f"{run}: not a run folder (no job.yaml in it); give RUNS/NAME")
-    out = arguments.out or arguments.runs[0] / ("report.html" if len(arguments.runs) == 1 else "comparison.html")
+    name = "report.html" if len(arguments.runs) == 1 else "comparison.html"
+    out = arguments.out or arguments.runs[0] / name
     write_report(arguments.runs, out)
     print(f"Written: {out}")
     return EXIT_DONE
