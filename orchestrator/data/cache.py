@@ -15,7 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,7 +72,7 @@ class ShardCache:
         Raises DataError when it cannot be read or is damaged twice in a row; Stopped.
         """
         while not self.path(shard).exists():
-            with _locked(self.folder / f"{shard.sha256}-{shard.bytes}.part") as part:
+            with self._part(shard) as part:
                 if part is not None and (self.path(shard).exists() or self._fetched(remote, shard, part, stop)):
                     return True
             if not wait:
@@ -95,8 +95,7 @@ class ShardCache:
 
     def _make_room(self, mine: BinaryIO, size: int) -> bool:
         """Remove what was used longest ago until `size` bytes fit; False while others hold too much."""
-        with open(self.folder / ".lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._folder_lock():
             held, free = size, []
             for entry in self._files():
                 found = _PART.fullmatch(entry.name)
@@ -116,17 +115,40 @@ class ShardCache:
                 used -= size if _removed(path) else 0
             return used <= self.max_bytes
 
+    @contextmanager
+    def _part(self, shard: Shard) -> Iterator[BinaryIO | None]:
+        """The file of a transfer, made if need be and locked, or None while somebody else has it."""
+        path = self.folder / f"{shard.sha256}-{shard.bytes}.part"
+        with ExitStack() as opened:
+            # Who makes room tries the lock of every part for a moment, and removes those that nobody has.
+            with self._folder_lock():
+                file = opened.enter_context(open(path, "ab"))
+                # The one who had it before may be renaming or removing it.
+                mine = _try_lock(file) and _is_at(file, path)
+            try:
+                yield file if mine else None
+            finally:
+                if mine and os.fstat(file.fileno()).st_size == 0 and _is_at(file, path):
+                    os.unlink(path)
+
+    @contextmanager
+    def _folder_lock(self) -> Iterator[None]:
+        with open(self.folder / ".lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _files(self) -> Iterator[os.DirEntry[str]]:
         with os.scandir(self.folder) as entries:
             yield from (e for e in entries if _PART.fullmatch(e.name) or _WHOLE.fullmatch(e.name))
 
     def _remove_leftovers(self) -> None:
         """Parts that nobody took up for a day belong to data that nobody reads any more."""
-        for entry in self._files():
-            with suppress(FileNotFoundError):
-                old = time.time() - entry.stat().st_mtime > _LEFTOVER_S
-                if old and _PART.fullmatch(entry.name):
-                    _removed(entry.path)
+        with self._folder_lock():
+            for entry in self._files():
+                with suppress(FileNotFoundError):
+                    old = time.time() - entry.stat().st_mtime > _LEFTOVER_S
+                    if old and _PART.fullmatch(entry.name):
+                        _removed(entry.path)
 
 
 def bring(
@@ -145,19 +167,6 @@ def bring(
                 "packing: upload what the index was made for"
             )
         remote.counters.add(damaged=1)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[BinaryIO | None]:
-    """The file at `path`, made if need be and locked, or None while somebody else has it."""
-    with open(path, "ab") as file:
-        # The one who had it before may have renamed or removed it.
-        mine = _try_lock(file) and _is_at(file, path)
-        try:
-            yield file if mine else None
-        finally:
-            if mine and os.fstat(file.fileno()).st_size == 0 and _is_at(file, path):
-                os.unlink(path)
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:

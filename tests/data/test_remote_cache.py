@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
@@ -93,6 +94,27 @@ def test_a_small_cache_never_holds_more_than_it_may_while_many_ask(
     ended.set()
     watcher.join()
     assert SIZE <= most[0] <= 2 * SIZE
+
+
+def test_making_room_for_one_shard_never_keeps_another_from_being_fetched(
+    tmp_path: Path, shards: list[Shard], far: tuple[Remote, Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, probed = ShardCache(tmp_path / "cache", 8 * SIZE), threading.Event()
+
+    def slowly(path: str) -> bool:
+        with open(path, "rb") as part:
+            fcntl.flock(part, fcntl.LOCK_EX)
+            probed.set()
+            time.sleep(0.2)
+        return False
+
+    monkeypatch.setattr("orchestrator.data.cache._is_held", slowly)
+    (cache.folder / f"{shards[0].sha256}-{SIZE}.part").touch()
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(cache.fetch, far[0], shards[1], wait=False)
+        assert probed.wait(10)
+        assert pool.submit(cache.fetch, far[0], shards[0], wait=False).result()
+        assert other.result()
 
 
 def test_a_killed_transfer_is_taken_up_where_it_was_cut(
