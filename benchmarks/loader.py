@@ -75,7 +75,8 @@ class Bench:
             return None
         python = self._peers if way in IN_PEERS and self._peers else sys.executable
         command = [python, "-m", "benchmarks.loader_ways", way, str(self._folder), str(self._size), *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+        env = os.environ | {"TMPDIR": str(self._folder)}  # peers leave files behind
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=env)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             self.missing[way] = f"not measured: {last[:80]}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,17 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(Exception):
-    """An image that cannot be decoded; the text says why."""
+    """An image that cannot be decoded; the text says why, `reason` in words that many such images share."""
+
+    def __init__(self, text: str, reason: str | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason or text
+
+
+class Fault(str):
+    """Which image was left out and why; `reason` is what it has in common with others."""
+
+    reason = "cannot be decoded"
 
 
 class PlainDecoder(Protocol):
@@ -73,13 +82,15 @@ def decode(
     try:
         image = Image.open(io.BytesIO(data), formats=["JPEG" if kind == "jpg" else "PNG"])
         if image.width * image.height > MAX_PIXELS:
-            raise BadImage(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded")
+            raise BadImage(
+                f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are decoded", "too many pixels"
+            )
         return _pixels(image, "L" if channels == 1 else "RGB", frame)
     except BadImage:
         raise
     except Exception as error:
         # Pillow raises whatever its codecs do for damaged input; for us they all mean the same.
-        raise BadImage(f"{type(error).__name__}: {error}") from error
+        raise BadImage(f"{type(error).__name__}: {error}", f"damaged {kind}") from error
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -89,8 +100,7 @@ def encode_png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(NamedTuple):
     """What of an image is kept, and how it comes to size."""
 
     size: int

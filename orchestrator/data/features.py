@@ -171,6 +171,11 @@ class FeatureSource:
         if len({(view.parts, view.source_sha256) for view in views}) != 1:
             raise ValueError("the views of a source have the same parts and the same images")
 
+    @property
+    def decoder(self) -> str:
+        """Nothing is decoded."""
+        return "none (cached features)"
+
     def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
         """Features (B, D) of the chosen samples; those whose image could not be decoded are left out."""
         view = self._views[(epoch or 0) % len(self._views)]

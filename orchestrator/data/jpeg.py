@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def decode_plain(data: bytes, channels: int, max_pixels: int) -> Pixels | None:
         return decoder(data, channels)
     except RuntimeError:  # damaged: what it then is, Pillow decides
         return None
+
+
+def decoder_name() -> str:
+    """The package that decodes plain files here, with its version."""
+    package = "pillow" if _decoder() is None else "torchvision"
+    return f"{package} {version(package)}"
 
 
 @cache

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from orchestrator.data.decode import Fault
 from orchestrator.data.index import Index
 from orchestrator.errors import DataError
 from orchestrator.storage import write_atomically
@@ -14,8 +15,10 @@ from orchestrator.storage import write_atomically
 FILE = "quarantine.json"
 
 
-class Quarantined(str):
+class Quarantined(Fault):
     """Why a sample is left out, told beforehand: it does not use up the budget for bad samples."""
+
+    reason = f"in {FILE}"
 
 
 def write_quarantine(index: Index, reasons: Mapping[str, str]) -> None:

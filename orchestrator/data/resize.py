@@ -1,6 +1,6 @@
 """Random crops to size: antialiased by torch, on the crop alone, straight into the row of a batch.
 
-As near to Pillow as rounding (0.03 gray levels on photographs), in a quarter of its time. Images for evaluation keep
+As near to Pillow as rounding, in less than half of its time. Images for evaluation keep
 Pillow's resizing, which published results were made with.
 """
 

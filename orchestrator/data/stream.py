@@ -5,11 +5,12 @@ The source of images is a WebDataset pipeline per batch: our indexed reader -> d
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.data.augment import Augmenter
-from orchestrator.data.decode import BadImage, Pixels, decode
+from orchestrator.data.decode import BadImage, Fault, Pixels, decode
 from orchestrator.data.index import SUFFIXES, Index
-from orchestrator.data.jpeg import decode_plain
+from orchestrator.data.jpeg import decode_plain, decoder_name
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
 from orchestrator.data.quarantine import Quarantined, quarantined
 from orchestrator.data.reader import ShardReader
@@ -38,12 +39,15 @@ Foresee = Callable[[Iterator[Indices]], AbstractContextManager[Callable[[], None
 @dataclass(frozen=True)
 class Batch:
     """`images` (B, C, H, W) uint8 or cached features (B, D), `labels` (B,) int64, `indices` (B,) into the index,
-    and of the samples that were left out (numbers in the index) why."""
+    and of the samples that were left out (numbers in the index) why. Seconds of one thread: `decode_s` from bytes
+    to pixels of size, `load_s` for all that it took."""
 
     images: Tensor
     labels: Tensor
     indices: Indices
     skipped: Mapping[int, str]
+    decode_s: float = 0.0
+    load_s: float = 0.0
 
 
 def no_foresight(plan: Iterator[Indices]) -> AbstractContextManager[Callable[[], None]]:
@@ -52,7 +56,10 @@ def no_foresight(plan: Iterator[Indices]) -> AbstractContextManager[Callable[[],
 
 
 class Source(Protocol):
-    """What makes a batch of chosen samples; called from several threads."""
+    """What makes a batch of chosen samples; called from several threads. `decoder` names what it works with."""
+
+    @property
+    def decoder(self) -> str: ...
 
     def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
         """The samples `indices` as they are in `epoch` of training; None for evaluation."""
@@ -87,6 +94,11 @@ class ImageSource:
             interpolation=interpolation,
         )
 
+    @property
+    def decoder(self) -> str:
+        """The package that decodes plain JPEGs here, with its version."""
+        return decoder_name()
+
     def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
         """Run one batch through the pipeline."""
         augmenter = None if epoch is None else Augmenter(self._augment, seed=self._seed, epoch=epoch)
@@ -108,21 +120,23 @@ class ImageSource:
                 continue
             own = {"__index__": i, "__crop__": crops[place] if crops else None, "__row__": rows[place]}
             key, suffix, data = self._reader.read(i)
-            yield {"__key__": key, "__url__": self._reader.path(i), **own, suffix: data, "cls": label}
+            yield {"__key__": key, **own, suffix: data, "cls": label}
 
     def _decoded(self, sample: Sample) -> Sample:
         """Fill the sample's row of the batch."""
         if "fault" in sample:
             return sample
         data = next(sample[suffix] for suffix in SUFFIXES if suffix in sample)
-        row = sample["__row__"]
+        row, began = sample["__row__"], time.perf_counter()
         try:
             pixels = self._decode(data, crop=sample["__crop__"], resize=resize_into(row, self._interpolation))
         except BadImage as error:
-            sample["fault"] = f"{sample['__url__']}: key {sample['__key__']}: {error}"
+            sample["fault"] = Fault(f"{self._reader.path(sample['__index__'])}: key {sample['__key__']}: {error}")
+            sample["fault"].reason = error.reason
             return sample
         if pixels is not row:
             row[...] = pixels
+        sample["__seconds__"] = time.perf_counter() - began
         return sample
 
     def _batched(self, samples: Iterator[Sample], rows: Pixels, augmenter: Augmenter | None) -> Iterator[Batch]:
@@ -135,7 +149,8 @@ class ImageSource:
         # A view: channels stay last in memory, as the device wants them.
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         labels = torch.tensor([s["cls"] for s in whole], dtype=torch.int64)
-        yield Batch(images, labels, indices, {s["__index__"]: s["fault"] for s in everything if "fault" in s})
+        faults = {s["__index__"]: s["fault"] for s in everything if "fault" in s}
+        yield Batch(images, labels, indices, faults, decode_s=sum(s["__seconds__"] for s in whole))
 
 
 def ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> Generator[Batch, None, None]:
@@ -153,6 +168,12 @@ def ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> 
         for future in waiting:
             future.cancel()
         pool.shutdown(wait=True)
+
+
+def _timed(source: Source, indices: Indices, epoch: int) -> Batch:
+    began = time.perf_counter()
+    batch = source.batch(indices, epoch)
+    return replace(batch, load_s=time.perf_counter() - began)
 
 
 class TrainStream:
@@ -185,6 +206,11 @@ class TrainStream:
     @property
     def steps_per_epoch(self) -> int:
         return len(self._bounds)
+
+    @property
+    def loader(self) -> dict[str, Any]:
+        """What makes the batches, for the record of a run."""
+        return {"decoder": self._source.decoder, "threads": self._threads}
 
     @property
     def max_batch(self) -> int:
@@ -225,7 +251,7 @@ class TrainStream:
 
     def _tasks(self, start: int, stop: int) -> Iterator[Callable[[], Batch]]:
         for indices, epoch in self._planned(start, stop):
-            yield partial(self._source.batch, indices, epoch)
+            yield partial(_timed, self._source, indices, epoch)
 
     def _planned(self, start: int, stop: int) -> Iterator[tuple[Indices, int]]:
         """Samples of this replica and epoch of every step."""

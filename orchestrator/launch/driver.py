@@ -32,6 +32,7 @@ from orchestrator.run.logged_model import Logged, log_model
 from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_of
 from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
+from orchestrator.show.pace import pace
 from orchestrator.show.plots import accuracy_plot
 from orchestrator.show.terminal import Follower, plan_table, result_table, stages_table
 
@@ -347,6 +348,9 @@ def _conclude(drive: Drive, assignment: Assignment, plan: Plan) -> dict[str, Any
     if stages:
         drive.say(stages_table(stages[-1], assignment.layer_names))
     drive.say(result_table(summary, drive.folder.path, _uri(drive)))
+    said = pace(drive.folder.read_events()[0])
+    if said:
+        drive.say(said)
     return summary
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator.data.decode import Fault
 from orchestrator.data.features import FeatureFolders, FeatureSet, FeatureSource
 from orchestrator.data.index import Index
 from orchestrator.data.order import epoch_order
@@ -291,12 +293,17 @@ class TrainFeed:
         self._step = start
         self._batches = stream.steps(start, stop)
         self.consumed: list[tuple[int, Indices, list[int]]] = []
+        self.loader: dict[str, Any] = stream.loader | {"images": 0, "decode_s": 0.0, "load_s": 0.0}
+        self.skipped: Counter[str] = Counter()
 
     def next(self) -> StageInput:
         """The next batch; waits for it if decoding is behind."""
         batch = next(self._batches)
         step, self._step = self._step, self._step + 1
         self.consumed.append((step, batch.indices, list(batch.skipped)))
+        self.skipped.update(getattr(fault, "reason", Fault.reason) for fault in batch.skipped.values())
+        for name, number in (("images", len(batch.indices)), ("decode_s", batch.decode_s), ("load_s", batch.load_s)):
+            self.loader[name] += number
         labels = batch.labels.to(self._normalise.device, non_blocking=True)
         return StageInput(step, self._normalise(batch.images), labels, stop=self._stop_requested())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -16,8 +17,10 @@ _TELLING_S = 10.0
 Part = dict[str, Any]
 
 
-def start(attempt: int, step: int, schedule: Schedule, samples_per_epoch: int) -> dict[str, Any]:
-    """An attempt begins at `step`."""
+def start(
+    attempt: int, step: int, schedule: Schedule, samples_per_epoch: int, loader: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """An attempt begins at `step`; `loader` makes its batches on rank 0."""
     return {
         "event": "start",
         "attempt": attempt,
@@ -26,6 +29,7 @@ def start(attempt: int, step: int, schedule: Schedule, samples_per_epoch: int) -
         "steps_per_epoch": schedule.steps_per_epoch,
         "epochs": schedule.epochs,
         "samples_per_epoch": samples_per_epoch,
+        "loader": None if loader is None else {name: loader[name] for name in ("decoder", "threads")},
     }
 
 
@@ -59,9 +63,17 @@ def epoch(
         "layer_val_top1": None if evaluation is None else list(evaluation.layer_top1.values()),
         **{key: [fractions(t)[key] for t in times] for key in fractions(times[0])},
         "remote": summed([part["remote"] for part in parts]),
+        "loader": _loaded(parts),
+        "skipped": dict(sum((part["skipped"] for part in parts if part["skipped"]), Counter())),
         "wall_seconds": train_seconds,
         "learning_rate": schedule.learning_rate(done - 1, schedule.depth(done, layers) - 1),
     }
+
+
+def _loaded(parts: Sequence[Part]) -> dict[str, float]:
+    """What the loaders of all workers did since the start of the attempt: seconds of all their threads together."""
+    found = [part["loader"] for part in parts if part["loader"]]
+    return {name: sum(loader[name] for loader in found) for name in ("threads", "images", "decode_s", "load_s")}
 
 
 def final(step: int, evaluation: Evaluation) -> dict[str, Any]:

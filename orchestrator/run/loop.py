@@ -68,7 +68,8 @@ class Loop:
         self.heartbeat.state.update(step=start, steps_total=total, phase="train")
         if self._leads:
             samples = len(self.datasets.train.subset)
-            self.folder.append_event(events.start(self.assignment.attempt, start, self.schedule, samples))
+            loader = None if feed is None else feed.loader
+            self.folder.append_event(events.start(self.assignment.attempt, start, self.schedule, samples, loader))
         self.window = time.perf_counter()
         stop = False
         for step in range(start, total):
@@ -174,6 +175,8 @@ class Loop:
             "times": times,
             "stage": self.mesh.place(self.context.rank)[0],
             "remote": self.datasets.remote_counts(),
+            "loader": None if feed is None else feed.loader,
+            "skipped": None if feed is None else feed.skipped,
         }
         parts = self.control.gather(mine)
         consumed = sorted((c[0], rank, c[1], c[2]) for rank, p in enumerate(parts) for c in p["consumed"])

@@ -113,6 +113,13 @@ def _new_run(client: Any, uri: str, experiment: str, name: str, artifacts: Path)
     return str(client.create_run(experiment_id, run_name=name).info.run_id)
 
 
+def _loaded(event: Mapping[str, Any]) -> dict[str, float]:
+    """Decoding and left-out images of an epoch's line; runs of before these were counted have none."""
+    loader = event.get("loader") or {"images": 0}
+    decoding = {"data/decode_ms": 1000 * loader["decode_s"] / loader["images"]} if loader["images"] else {}
+    return decoding | {"data/skipped_samples": float(sum((event.get("skipped") or {}).values()))}
+
+
 def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of one line of events.jsonl; empty for lines without any."""
     metrics: dict[str, float | None] = {}
@@ -126,6 +133,7 @@ def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
         for share in _SHARES:
             for i, value in enumerate(event.get(share) or []):
                 metrics[f"stage/{i}/{share}"] = value
+        metrics |= _loaded(event)
         metrics |= {_REMOTE[name]: value for name, value in (event.get("remote") or {}).items()}
     if event["event"] in ("epoch", "final"):
         metrics["val/top1"], metrics["val/top5"] = event["val_top1"], event["val_top5"]

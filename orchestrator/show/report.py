@@ -12,6 +12,7 @@ from orchestrator.pipeline.trace import PHASES
 from orchestrator.run.folder import RunFolder, read_json, write_atomically
 from orchestrator.show import html, plots, search_page
 from orchestrator.show.gantt import gantt
+from orchestrator.show.pace import pace
 from orchestrator.show.terminal import amount, duration, percent
 
 
@@ -101,6 +102,9 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
     busy = _per_epoch(run, lambda e: {f"stage {i}": b for i, b in enumerate(e["busy_fraction"])}, percent_axis=True)
     stages = [f"stage {i}" for i in range(len(run.plan["stages"]))]
     parts.append(html.plot_card("Share of time that each stage computes", busy, stages))
+    said = pace(run.events)
+    if said:
+        parts.append(html.card("What sets the pace", f"<p>{escape(said)}</p>{_skipped(run)}"))
     parts.append(html.card("Plan", _plan(run)))
     if run.stages is not None:
         parts.append(html.card("Where the time of the stages went", _stage_times(run.stages)))
@@ -165,6 +169,13 @@ def _per_epoch(
         for name, value in values(event).items():
             curves.setdefault(name, []).append((float(event["epoch"]), value))
     return plots.line_plot(curves, x_label="epoch", y_label="", percent=percent_axis, from_zero=True)
+
+
+def _skipped(run: _Run) -> str:
+    """Images that the last attempt left out, by reason."""
+    counts = (run.epochs[-1].get("skipped") or {}) if run.epochs else {}
+    rows = [(reason, str(count)) for reason, count in sorted(counts.items())]
+    return html.table(("left out", "images"), rows) if rows else ""
 
 
 def _plan(run: _Run) -> str:

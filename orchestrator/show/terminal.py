@@ -172,6 +172,13 @@ def controls_table(summary: dict[str, Any]) -> str:
     return f"Controls of {summary['name']}\n{as_text(table)}"
 
 
+def _loader(loader: Mapping[str, Any] | None) -> str:
+    if not loader:
+        return ""
+    threads = "1 loader thread" if loader["threads"] == 1 else f"{loader['threads']} loader threads"
+    return f"; decoder {loader['decoder']}, {threads} a worker"
+
+
 class Follower:
     """Shows the progress of one attempt from the run folder, in a thread of the driver."""
 
@@ -222,7 +229,7 @@ class Follower:
             self._began = (time.monotonic(), event["step"])
             return (
                 f"Training {event['steps_total'] - event['step']} steps, {event['epochs']} epochs of "
-                f"{event['samples_per_epoch']} images"
+                f"{event['samples_per_epoch']} images{_loader(event.get('loader'))}"
             )
         if kind == "epoch":
             layers = event["layer_val_top1"]

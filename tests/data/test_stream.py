@@ -312,6 +312,12 @@ def test_bad_images_are_counted_and_left_out_within_the_budget(damaged: Index) -
     skipped = [line for batch in batches for line in batch.skipped.values()]
     assert sorted(line.split("key ")[1][:9] for line in skipped) == ["000000005", "000000100", "000000900"]
     assert sum(len(batch.indices) for batch in batches) == 1794
+    assert {fault.reason for batch in batches for fault in batch.skipped.values()} == {"damaged png"}  # type: ignore[attr-defined]
+
+
+def test_batches_tell_how_long_they_took(digits: Index) -> None:
+    for batch in stream(digits).epoch(0):
+        assert 0 < batch.decode_s < batch.load_s < 10
 
 
 def test_more_bad_images_than_the_budget_allows_end_the_run_and_name_them(damaged: Index) -> None:

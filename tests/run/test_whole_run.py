@@ -79,10 +79,24 @@ def test_the_terminal_shows_plan_epochs_result_and_where_to_look_next(finished: 
         "val top-1",
         "orchestrator report",
         "mlflow ui --backend-store-uri",
+        "1 loader thread a worker",
+        "Bound by ",
     ):
         assert words in out, words
     assert "\x1b" not in out, "escape codes do not belong into a file"
     assert finished["err"] == ""
+
+
+def test_the_record_of_a_run_names_the_decoder_and_counts_what_was_loaded(finished: dict[str, Any]) -> None:
+    events = [json.loads(line) for line in (finished["run"] / "events.jsonl").read_text().splitlines()]
+    (start,) = [event for event in events if event["event"] == "start"]
+    assert re.fullmatch(r"(torchvision|pillow) [0-9.]+", start["loader"].pop("decoder"))
+    assert start["loader"] == {"threads": 1}
+    epochs = [event for event in events if event["event"] == "epoch"]
+    samples = start["samples_per_epoch"]
+    assert [event["loader"]["images"] for event in epochs] == [samples * n for n in (1, 2, 3, 4)]
+    assert all(0 < event["loader"]["decode_s"] < event["loader"]["load_s"] for event in epochs)
+    assert all(event["skipped"] == {} for event in epochs)
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow and its database layer
