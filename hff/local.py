@@ -34,15 +34,40 @@ def local_forward_backward(
     target: Tensor,
     *,
     count: int,
+    micro_batches: int = 1,
     autocast_dtype: torch.dtype | None = None,
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> LocalUpdate:
     """Leave the gradient of sum(loss) / count in the layer's parameters.
 
     `x` (B, ...) and `target` (B,) int64; `count` is the number of samples of the whole batch, over all
-    replicas. With `autocast_dtype` the body runs under autocast and hands on that dtype; the head does not.
-    `phase` surrounds forward, loss and gradient by these names, for whoever times them.
+    replicas. The batch is computed in `micro_batches` parts, whose gradients are added: a part's activations are all
+    that is kept for them, and a batch norm takes the statistics of each part. With `autocast_dtype` the body runs
+    under autocast and hands on that dtype; the head does not. `phase` surrounds forward, loss and gradient by these
+    names, for whoever times them.
     """
+    parts = [
+        _forward_backward(layer, x_part, target_part, count=count, autocast_dtype=autocast_dtype, phase=phase)
+        for x_part, target_part in zip(x.tensor_split(micro_batches), target.tensor_split(micro_batches), strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return LocalUpdate(
+        torch.cat([part.output for part in parts]),
+        torch.stack([part.loss_sum for part in parts]).sum(),
+        torch.stack([part.correct for part in parts]).sum(),
+    )
+
+
+def _forward_backward(
+    layer: LocalLayer,
+    x: Tensor,
+    target: Tensor,
+    *,
+    count: int,
+    autocast_dtype: torch.dtype | None,
+    phase: Callable[[str], AbstractContextManager[object]],
+) -> LocalUpdate:
     with phase("forward"):
         with torch.autocast(x.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
             y = layer(x.detach())

@@ -137,6 +137,38 @@ def _replicas(job: Job) -> Found:
                 )
 
 
+def _stage_layers(job: Job) -> Found:
+    """One number for each stage, and every layer in one of them."""
+    layers, stages, replicas, units = job.cluster.layers, job.cluster.stages, job.cluster.replicas, network.units(job)
+    if layers is None:
+        return
+    got = f"got {show(list(layers))}"
+    if stages != "auto" and len(layers) != stages:
+        yield "cluster.layers", f"must have one number for each of the {stages} stages, {got}"
+    elif replicas is not None and len(layers) != len(replicas):
+        yield "cluster.layers", f"must have as many numbers as cluster.replicas ({len(replicas)}), {got}"
+    elif units is not None and sum(layers) != units:
+        yield "cluster.layers", f"must add up to {units}, the number of {_units(job)}, {got}: {sum(layers)}"
+    elif len(layers) > job.cluster.workers:
+        yield (
+            "cluster.layers",
+            f"must have at most {job.cluster.workers} numbers, as many as cluster.workers, {got}",
+        )
+
+
+def _micro_batches(job: Job) -> Found:
+    parts, batch = job.train.micro_batches, job.train.global_batch_size
+    if parts == "auto":
+        if job.cluster.memory_gb is None:
+            yield "train.micro_batches", "must be a number without cluster.memory_gb, got 'auto'"
+    elif parts > max(1, batch // 2):
+        yield (
+            "train.micro_batches",
+            f"must be at most {max(1, batch // 2)}, two samples of train.global_batch_size ({batch}) in each, "
+            f"got {parts}",
+        )
+
+
 def _divisors(batch: int, value: int) -> str:
     """The nearest numbers of replicas that share a batch evenly."""
     below = next(n for n in range(min(value, batch), 0, -1) if batch % n == 0)
@@ -329,6 +361,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("objective.name", "cluster.stages", "train.schedule"), _end_to_end),
     (_MESH, _mesh),
     ((*_MESH, "train.global_batch_size"), _replicas),
+    ((*_MESH, "cluster.layers"), _stage_layers),
+    (("train.micro_batches", "train.global_batch_size", "cluster.memory_gb"), _micro_batches),
     ((*_MESH, "train.global_batch_size", "model.norm", "model.top_norm"), _batch),
     (("model", "objective", "data.image_size", "data.channels", "data.expect.classes"), _layers),
     (("model.vote", *_UNITS), _votes),

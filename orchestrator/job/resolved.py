@@ -18,7 +18,11 @@ INTERPRETER_LINE = "#!/usr/bin/env -S python -m orchestrator run"
 
 _FREE_SECTIONS = ("name", "runs", "cluster", "tracking", "checkpoint", "controls")
 # Keys that came after the first version, at the value that means what it did: saved runs stay the same jobs.
-_LATER: dict[tuple[str, ...], Any] = {("per_layer",): [], ("train", "vote_from_train"): 0.1}
+_LATER: dict[tuple[str, ...], Any] = {
+    ("per_layer",): [],
+    ("train", "vote_from_train"): 0.1,
+    ("train", "micro_batches"): 1,
+}
 _FREE_DATA = ("train", "test", "loader_threads", "prefetch_batches", "cache", "expect")
 
 

@@ -254,12 +254,18 @@ class BpObjective(Section):
 
 
 class Train(Section):
-    """How long and how: exactly one of epochs, steps, samples; one warm-up at most."""
+    """How long and how: exactly one of epochs, steps, samples; one warm-up at most.
+
+    A batch is computed in `micro_batches` parts, whose gradients are added: less memory, the same update but for
+    rounding and for batch norms, which take the statistics of each part. `auto` takes as few as `cluster.memory_gb`
+    allows.
+    """
 
     epochs: Count | None = None
     steps: Count | None = None
     samples: Annotated[int, Field(ge=1, le=2**53)] | None = None
     global_batch_size: Count
+    micro_batches: Literal["auto"] | Count = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Positive
     weight_decay: NonNegative = 0.0
@@ -301,7 +307,8 @@ class Features(Section):
 class Cluster(Section):
     """Who computes; nothing here changes what is computed.
 
-    `replicas` says how many workers share each stage; without it the plan chooses. `memory_gb` is what one worker may
+    `replicas` says how many workers share each stage, `layers` how many layers (or blocks) each stage has, from the
+    first on; without them the plan chooses. `memory_gb` is what one worker may
     use; the two of `link` describe what joins the workers, for the plan.
     """
 
@@ -309,6 +316,7 @@ class Cluster(Section):
     workers: Annotated[int, Field(ge=1, le=65536)] = 1
     stages: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
     replicas: Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=1000)] | None = None
+    layers: Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=1000)] | None = None
     memory_gb: Positive | None = None
     link_gbit_per_s: Positive | None = None
     link_latency_us: Positive | None = None

@@ -196,6 +196,7 @@ def _assignment(
         run_id=attempt.run_id,
         ranges=[stage.layers for stage in plan.stages],
         replicas=plan.replicas,
+        micro_batches=plan.micro_batches,
         layer_names=[shape.name for shape in shapes],
         layer_outputs=[tuple(shape.output) for shape in shapes],
         steps_per_epoch=steps,

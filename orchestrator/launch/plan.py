@@ -74,7 +74,7 @@ def _job(path: str, overrides: Sequence[str], workers: int | None, *, alone: boo
         cluster = loaded.base["cluster"] if isinstance(loaded, SearchJob) else loaded.cluster.model_dump()
         changed += [f"{within}cluster.workers={workers}"]
         if not (alone and workers == cluster["workers"]):
-            for key, free in (("stages", "auto"), ("replicas", "null")):
+            for key, free in (("stages", "auto"), ("replicas", "null"), ("layers", "null")):
                 if not any(o.startswith(f"{within}cluster.{key}=") for o in overrides):
                     changed += [f"{within}cluster.{key}={free}"]
     job = load_any(path, changed)

@@ -89,7 +89,12 @@ def _remedy(stages: Sequence[StageTime], slow: int, batch: int, layer_names: Seq
     best, to = min(moves, default=(now, slow))
     if now / best >= _WORTH_IT:
         layer = stages[slow].layers[0 if to < slow else 1]
-        return f"Move layer {layer} ({layer_names[layer]}) to stage {to}: about {now / best:.2f}x the images/s."
+        counts = [stage.layers[1] - stage.layers[0] + 1 for stage in stages]
+        counts[slow], counts[to] = counts[slow] - 1, counts[to] + 1
+        return (
+            f"Move layer {layer} ({layer_names[layer]}) to stage {to} (cluster.layers: {counts}): "
+            f"about {now / best:.2f}x the images/s."
+        )
     more = next((r for r in range(stages[slow].replicas + 1, batch + 1) if batch % r == 0), None)
     if more is None:
         return "A larger train.global_batch_size would let it have replicas."

@@ -7,7 +7,7 @@ of memory (partition); the rate is that of the schedule played through with them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from orchestrator.pipeline.cost import CPU_CORE, LayerCost, Target, layer_costs
 from orchestrator.pipeline.partition import Choice, partition
 from orchestrator.pipeline.refusals import divisors, no_split
 from orchestrator.pipeline.simulate import Played, simulate
-from orchestrator.pipeline.stage_cost import Load, StageCosts, StageSeconds
+from orchestrator.pipeline.stage_cost import Array, Load, StageCosts, StageSeconds
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
 
     `efficiency` is the rate over that of as many workers as fast as one alone; `losses` says where the rest goes, as
     shares of all workers' time: uneven stages, sums over replicas, links, work that replicas repeat, filling. The
-    largest is the `limiting_factor`.
+    largest is the `limiting_factor`. Each layer trains on a batch in `micro_batches` parts.
     """
 
     workers: int
@@ -52,6 +52,7 @@ class Plan:
     limiting_stage: int
     limiting_factor: str
     losses: dict[str, float]
+    micro_batches: int
     stages: tuple[StagePlan, ...]
 
     @property
@@ -77,6 +78,8 @@ def make_plan(
     num_classes: int,
     optimizer: str,
     replicas: Sequence[int] | None = None,
+    layers: Sequence[int] | None = None,
+    micro_batches: int | str = 1,
     dtype_bytes: int = 4,
     activation_bytes: int | None = None,
     end_to_end: bool = False,
@@ -84,11 +87,14 @@ def make_plan(
     costs: Sequence[LayerCost] | None = None,
     memory_limit_bytes: float | None = None,
 ) -> Plan:
-    """Divide the layers among the workers. `costs` replaces the estimate from `target`, `replicas` the choice.
+    """Divide the layers among the workers. `costs` replaces the estimate from `target`.
+
+    `replicas` and `layers`, each with a number for every stage, replace the choice of these. With `micro_batches`
+    "auto" a batch is computed in as few parts, 1, 2, 4 and so on, as the limit of memory allows.
 
     Raises JobError when workers, stages, layers and batch do not fit, or no split keeps to the limit of memory.
     """
-    load = Load(
+    whole = Load(
         shapes=shapes,
         costs=costs or layer_costs(shapes, target, optimizer=optimizer, dtype_bytes=dtype_bytes, end_to_end=end_to_end),
         batch=global_batch_size,
@@ -97,15 +103,24 @@ def make_plan(
         dtype_bytes=dtype_bytes,
         activation_bytes=activation_bytes or dtype_bytes,
     )
-    number = _number_of_stages(workers, stages, replicas, len(shapes))
+    stated = replicas or layers
+    number = len(stated) if stated else None if stages == "auto" else int(stages)
+    _refuse_stages(workers, number, len(shapes), "cluster.replicas" if replicas else "cluster.stages")
     options = divisors(global_batch_size, most=workers)
-    costs_of = StageCosts(load, target, options)
-    memory = costs_of.memory()
     allowed = _allowed(options, number, replicas)
+    elsewhere = _elsewhere(layers, len(shapes))
     limit = memory_limit_bytes or np.inf
-    chosen = partition(np.where(memory <= limit, costs_of.periods(), np.inf), options, workers, stages=allowed)
-    if chosen is None:
-        raise no_split(load, workers, number, limit, partition(memory, options, workers, stages=allowed), replicas)
+    for parts in _parts(micro_batches, global_batch_size):
+        load = replace(whole, micro_batches=parts)
+        costs_of = StageCosts(load, target, options)
+        memory = costs_of.memory()
+        periods = np.where(memory <= limit, costs_of.periods(), np.inf) + elsewhere
+        chosen = partition(periods, options, workers, stages=allowed)
+        if chosen is not None:
+            break
+    else:
+        leanest = partition(memory + elsewhere, options, workers, stages=allowed)
+        raise no_split(load, workers, number, limit, leanest, free=stated is None)
     timed = [costs_of.stage(c.first, c.last, c.option) for c in chosen]
     steps = _steps(num_samples, global_batch_size)
     played = simulate(timed, steps, latency_s=target.link_latency_s)
@@ -134,6 +149,7 @@ def make_plan(
         limiting_stage=max(range(len(timed)), key=lambda i: timed[i].period_s),
         limiting_factor=max(losses, key=lambda name: losses[name]) if max(losses.values()) > 1e-3 else "none",
         losses=losses,
+        micro_batches=load.micro_batches,
         stages=tuple(made),
     )
 
@@ -173,20 +189,34 @@ def _losses(
     return {name: value / (everybody * played.total_s) for name, value in seconds.items()}
 
 
-def _number_of_stages(workers: int, stages: int | str, replicas: Sequence[int] | None, layers: int) -> int | None:
-    """The number of stages, None where it is free. Raises JobError."""
-    if replicas is not None:
-        stages = len(replicas)
-    if stages == "auto":
-        return None
-    number = int(stages)
-    if number > layers:
-        key = "cluster.stages" if replicas is None else "cluster.replicas"
-        what = "must be" if replicas is None else "must have"
-        raise JobError(f"{key}: {what} at most {layers}, the number of layers, got {number}")
-    if workers < number:
-        raise JobError(f"cluster.workers: must be at least cluster.stages ({number}), got {workers}; nearest: {number}")
-    return number
+def _refuse_stages(workers: int, stages: int | None, layers: int, key: str) -> None:
+    """Raises JobError for a number of stages that there are not as many layers or workers for."""
+    if stages is None:
+        return
+    if stages > layers:
+        must = "must be" if key == "cluster.stages" else "must have"
+        raise JobError(f"{key}: {must} at most {layers}, the number of layers, got {stages}")
+    if workers < stages:
+        raise JobError(f"cluster.workers: must be at least cluster.stages ({stages}), got {workers}; nearest: {stages}")
+
+
+def _parts(micro_batches: int | str, batch: int) -> list[int]:
+    """The numbers of micro-batches to try, the best first."""
+    if micro_batches != "auto":
+        return [int(micro_batches)]
+    return [2**power for power in range(batch.bit_length()) if 2**power <= max(1, batch // 2)]
+
+
+def _elsewhere(layers: Sequence[int] | None, number: int) -> Array:
+    """(L, L, 1): infinite for ranges other than those of so many layers in each stage; 0 for all without these."""
+    if layers is None:
+        return np.zeros((number, number, 1))
+    if sum(layers) != number:
+        raise JobError(f"cluster.layers: must add up to {number}, the number of layers, got {sum(layers)}")
+    ends = np.cumsum(layers)
+    elsewhere = np.full((number, number, 1), np.inf)
+    elsewhere[ends - layers, ends - 1] = 0.0
+    return elsewhere
 
 
 def _allowed(options: Sequence[int], number: int | None, replicas: Sequence[int] | None) -> list[list[int]] | None:

@@ -36,12 +36,16 @@ def no_split(
     stages: int | None,
     limit_bytes: float,
     leanest: Sequence[Choice] | None,
-    replicas: Sequence[int] | None,
+    *,
+    free: bool,
 ) -> JobError:
-    """The error for a number of workers that no split uses up, or whose leanest split exceeds the limit of memory."""
+    """The error for a number of workers that no split uses up, or whose leanest split exceeds the limit of memory.
+
+    `free` says that the planner may choose layers and replicas of the stages.
+    """
     if leanest is None:
         return _no_division(load, workers, stages)
-    return _too_much_memory(load, workers, stages, limit_bytes, leanest, replicas)
+    return _too_much_memory(load, workers, stages, limit_bytes, leanest, free)
 
 
 def _no_division(load: Load, workers: int, stages: int | None) -> JobError:
@@ -62,23 +66,25 @@ def _too_much_memory(
     stages: int | None,
     limit_bytes: float,
     leanest: Sequence[Choice],
-    replicas: Sequence[int] | None,
+    free: bool,
 ) -> JobError:
     options = divisors(load.batch, most=workers)
     memory_LLD = StageCosts(load, CPU_CORE, options).memory()
     worst = max(leanest, key=lambda c: float(memory_LLD[c.first, c.last, c.option]))
     needed = float(memory_LLD[worst.first, worst.last, worst.option])
     remedies = [f"{_gb(needed)} GB each"]
-    batch = _largest_batch(load, workers, stages, limit_bytes)
-    if batch is not None:
-        remedies.append(f"train.global_batch_size {batch}")
-    more = _more_workers(load, workers, stages, limit_bytes) if replicas is None else None
-    if more is not None:
-        remedies.append(f"{more} workers")
+    if free:
+        ways = (
+            ("train.micro_batches {}", _least_parts),
+            ("train.global_batch_size {}", _largest_batch),
+            ("{} workers", _more_workers),
+        )
+        found = [(text, way(load, workers, stages, limit_bytes)) for text, way in ways]
+        remedies += [text.format(value) for text, value in found if value is not None]
     return JobError(
         f"cluster.memory_gb: no split of the {len(load.shapes)} layers among {workers} workers fits into "
         f"{_gb(limit_bytes)} GB each; the leanest needs {_gb(needed)} GB, for layers {worst.first} to "
-        f"{worst.last}; what would fit: {' or '.join(remedies)}"
+        f"{worst.last}; what would fit: {', or '.join(remedies)}"
     )
 
 
@@ -89,6 +95,14 @@ def _leanest_bytes(load: Load, workers: int, stages: int | None) -> float:
     allowed = None if stages is None else [range(len(options))] * stages
     split = partition(memory_LLD, options, workers, stages=allowed)
     return np.inf if split is None else max(float(memory_LLD[c.first, c.last, c.option]) for c in split)
+
+
+def _least_parts(load: Load, workers: int, stages: int | None, limit_bytes: float) -> int | None:
+    for parts in (2, 4, 8, 16, 32):
+        divided = replace(load, micro_batches=parts)
+        if load.micro_batches < parts <= load.batch // 2 and _leanest_bytes(divided, workers, stages) <= limit_bytes:
+            return parts
+    return None
 
 
 def _largest_batch(load: Load, workers: int, stages: int | None, limit_bytes: float) -> int | None:

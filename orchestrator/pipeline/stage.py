@@ -88,7 +88,7 @@ class Stage:
     `learning_rate(step, layer)` gives the rate of a layer by its global index, `trained(step)` the index of the
     only layer that trains at that step, or None when all do. `replicas` is the process group of the workers
     that hold the same layers, None when this worker is alone. `output_shape` is one sample's activation
-    behind the last layer.
+    behind the last layer. Each layer trains on a batch in `micro_batches` parts.
     """
 
     first: int
@@ -102,6 +102,7 @@ class Stage:
     device: torch.device
     autocast_dtype: torch.dtype | None = None
     grad_clip: float | None = None
+    micro_batches: int = 1
     replicas: dist.ProcessGroup | None = None
     times: StageTimes = field(default_factory=StageTimes)
     trace: Trace = field(default_factory=Trace)
@@ -160,6 +161,7 @@ class Stage:
                 x,
                 batch.target,
                 count=count,
+                micro_batches=self._parts(count),
                 autocast_dtype=self.autocast_dtype,
                 phase=functools.partial(self.trace.span, layer=index),
             )
@@ -181,6 +183,14 @@ class Stage:
         if active is not None:
             self._send_sequential(batch, x, stop, count, frozen=active >= self.first + len(self.layers))
         return stop
+
+    def _parts(self, samples: int) -> int:
+        """Micro-batches of a step of so many samples: as many with all replicas, and none with less than two samples.
+
+        The norms of all replicas wait for one another, and one sample alone has no variance.
+        """
+        replicas = 1 if self.replicas is None else self.replicas.size()
+        return max(1, min(self.micro_batches, samples // (2 * replicas)))
 
     def _send_sequential(self, batch: StageInput, x: Tensor, stop: bool, count: int, *, frozen: bool) -> None:
         """Feed the stage that trains; those behind it get empty batches, which keep all in step."""

@@ -27,7 +27,8 @@ Array = NDArray[np.float64]
 class Load:
     """A network and how it is trained: layers, their costs, the global batch and the sizes of numbers in bytes.
 
-    `activation_bytes` is the size of a number between two stages.
+    `activation_bytes` is the size of a number between two stages. A layer trains on its share of a batch in
+    `micro_batches` parts.
     """
 
     shapes: Sequence[LayerShape]
@@ -37,6 +38,7 @@ class Load:
     optimizer: str = "adamw"
     dtype_bytes: int = 4
     activation_bytes: int = 4
+    micro_batches: int = 1
 
     def sent_bytes(self, layer: int) -> int:
         """Bytes of a sample's output and label behind a layer."""
@@ -73,7 +75,7 @@ class StageCosts:
         count_D = np.array(replicas, dtype=np.float64)
         self._share_D = load.batch / count_D
         sample_L = np.array([c.sample_s for c in load.costs])
-        self._step_L = np.array([c.step_s for c in load.costs])
+        self._step_L = np.array([c.step_s for c in load.costs]) + (load.micro_batches - 1) * target.overhead_s
         layers_LD = sample_L[:, None] * self._share_D + self._step_L[:, None]
         # A tree up and down; none for a worker alone.
         latency_D = 2 * np.ceil(np.log2(count_D)) * target.link_latency_s
@@ -133,7 +135,7 @@ class StageCosts:
         learned_L = np.array([learned(s) for s in shapes], dtype=np.float64)
         frozen_L = np.array([s.inner.frozen_parameters if s.inner else 0 for s in shapes]) + [s.buffers for s in shapes]
         held = _prefix((learned_L * (2 + OPTIMIZER_STATE[load.optimizer]) + frozen_L)[:, None])[:, 0]
-        kept_L = np.array([kept_numbers(s, load.num_classes) for s in shapes], dtype=np.float64)
+        kept_L = np.array([_kept(s, load) for s in shapes])
         alone_D = np.array(self.replicas) == 1
         memory_LLD = np.full((len(shapes), len(shapes), len(self.replicas)), np.inf)
         for first in range(len(shapes)):
@@ -145,6 +147,16 @@ class StageCosts:
             links = SLOTS * (self._sent_L[first:, None] + received) * self._share_D
             memory_LLD[first, first:] = load.dtype_bytes * numbers + links
         return memory_LLD
+
+
+def _kept(shape: LayerShape, load: Load) -> float:
+    """Numbers that a unit holds for one sample of its share of a batch, on average."""
+    kept, parts = kept_numbers(shape, load.num_classes), load.micro_batches
+    if parts == 1:
+        return kept
+    # Of all parts: the input, and the outputs before and after they are put together.
+    whole = math.prod(shape.input) + 2 * math.prod(shape.output)
+    return whole + (kept - math.prod(shape.input)) / parts
 
 
 def _prefix(values_LD: Array) -> Array:

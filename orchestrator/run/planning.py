@@ -88,6 +88,8 @@ def plan_for(
         workers=cluster.workers,
         stages=cluster.stages,
         replicas=cluster.replicas,
+        layers=cluster.layers,
+        micro_batches=job.train.micro_batches,
         global_batch_size=job.train.global_batch_size,
         num_samples=samples,
         num_classes=classes,

@@ -51,6 +51,7 @@ class Assignment:
     steps_per_epoch: int
     # The most samples in one step, over all replicas.
     max_batch: int
+    micro_batches: int
     num_classes: int
     attempt_steps: list[list[int]]
     git_commit: str | None
@@ -145,6 +146,7 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
         device=device,
         autocast_dtype=torch.bfloat16 if job["train"]["precision"] == "bfloat16" else None,
         grad_clip=job["train"]["grad_clip"],
+        micro_batches=assignment.micro_batches,
         replicas=peers,
     )
     _, replica = mesh.place(context.rank)

@@ -34,11 +34,11 @@ def test_a_layer_goes_to_the_neighbour_where_that_helps_most() -> None:
     assert found.stage == 1
     assert found.text == (
         "Stage 1 (conv1 .. conv2) sets the pace: it works 100 % of the time, the others 35 %. "
-        "Move layer 2 (conv2) to stage 2: about 1.25x the images/s."
+        "Move layer 2 (conv2) to stage 2 (cluster.layers: [1, 1, 2]): about 1.25x the images/s."
     )
     # 70 and 60 against 40 and 120.
     other = advice(stage((0, 0), (30.0,)), stage((1, 2), (40.0, 60.0)), stage((3, 3), (60.0,)))
-    assert "Move layer 1 (conv1) to stage 0: about 1.43x" in other.text
+    assert "Move layer 1 (conv1) to stage 0 (cluster.layers: [2, 1, 1]): about 1.43x" in other.text
 
 
 def test_a_stage_of_one_layer_gets_replicas_that_share_the_batch() -> None:
@@ -51,7 +51,7 @@ def test_a_stage_of_one_layer_gets_replicas_that_share_the_batch() -> None:
 
 def test_a_layer_is_not_moved_to_where_it_would_be_no_faster() -> None:
     found = advice(stage((0, 0), (70.0,)), stage((1, 2), (10.0, 88.0)), stage((3, 3), (70.0,)))
-    assert "Move layer 1 (conv1) to stage 0: about 1.11x" in found.text
+    assert "Move layer 1 (conv1) to stage 0 (cluster.layers: [2, 1, 1]): about 1.11x" in found.text
     nothing = advice(stage((0, 0), (70.0,)), stage((1, 2), (49.0, 49.0)), stage((3, 3), (70.0,)))
     assert "Give it 2 replicas (cluster.workers: 4, cluster.replicas: [1, 2, 1])" in nothing.text
 

@@ -153,6 +153,33 @@ def test_a_mesh_that_does_not_fit_is_refused_with_the_remedy(arguments: dict[str
     assert caught.value.exit_code == 2
 
 
+def test_as_few_micro_batches_as_the_memory_allows() -> None:
+    def largest(parts: int | str, limit: float | None = None) -> tuple[int, int]:
+        made = plan(global_batch_size=64, micro_batches=parts, memory_limit_bytes=limit)
+        return made.micro_batches, made.stages[0].memory_bytes
+
+    needed = {parts: largest(parts)[1] for parts in (1, 2, 4, 8)}
+    assert needed[1] > needed[2] > needed[4] > needed[8]
+    for parts in (1, 2, 4, 8):
+        assert largest("auto", needed[parts]) == (parts, needed[parts])
+    with pytest.raises(JobError, match="no split of the 4 layers among 1 workers fits"):
+        largest("auto", needed[8] / 2)
+    with pytest.raises(
+        JobError, match=r"what would fit: .* GB each, or train.micro_batches 4, or train.global_batch_size"
+    ):
+        largest(1, needed[4])
+
+
+def test_a_stated_number_of_layers_for_each_stage_is_what_the_stages_get() -> None:
+    costs = seconds(1, 1, 1, 1)
+    made = plan(workers=3, costs=costs, layers=(1, 3), target=FREE)
+    assert [stage.layers for stage in made.stages] == [(0, 0), (1, 3)]
+    assert made.replicas == [1, 2], "the longer stage gets the worker more"
+    assert [s.layers for s in plan(workers=2, costs=costs, layers=(3, 1)).stages] == [(0, 2), (3, 3)]
+    with pytest.raises(JobError, match=r"cluster.layers: must add up to 4, the number of layers, got 5"):
+        plan(workers=2, layers=(4, 1))
+
+
 def test_a_plan_that_exceeds_memory_on_every_split_says_what_would_fit() -> None:
     leanest = min(
         max(stage.memory_bytes for stage in plan(workers=2, replicas=replicas).stages) for replicas in ((1, 1), (2,))
@@ -163,6 +190,7 @@ def test_a_plan_that_exceeds_memory_on_every_split_says_what_would_fit() -> None
     assert "the leanest needs 0.00" in text
     assert caught.value.exit_code == 2
     _, _, remedies = text.partition("what would fit: ")
-    _, batch, workers = remedies.split(" or ")
+    _, parts, batch, workers = remedies.split(", or ")
+    plan(workers=2, memory_limit_bytes=0.9 * leanest, micro_batches=int(parts.split()[-1]))
     plan(workers=2, memory_limit_bytes=0.9 * leanest, global_batch_size=int(batch.split()[-1]))
     plan(workers=int(workers.split()[0]), memory_limit_bytes=0.9 * leanest)

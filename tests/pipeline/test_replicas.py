@@ -85,7 +85,13 @@ def state_of(stage: Stage) -> State:
 
 
 def train_as_rank(
-    rank: int, replicas: Sequence[int], steps: int, dtype: torch.dtype, optimizer: str, transport: str
+    rank: int,
+    replicas: Sequence[int],
+    steps: int,
+    dtype: torch.dtype,
+    optimizer: str,
+    transport: str,
+    micro_batches: int = 1,
 ) -> dict[str, Any]:
     """One rank's part of a run: what it owns at the end, and what it was told."""
     mesh = Mesh(replicas)
@@ -105,7 +111,8 @@ def train_as_rank(
         token=f"test-{dist.get_world_size()}-{transport}-{'-'.join(map(str, replicas))}-{steps}",
     )
     groups = [dist.new_group(mesh.stage_ranks(s)) if count > 1 else None for s, count in enumerate(replicas)]
-    stage = a_stage(*ranges[number], dtype, optimizer, receiver=receiver, sender=sender, replicas=groups[number])
+    ends = {"receiver": receiver, "sender": sender, "replicas": groups[number]}
+    stage = a_stage(*ranges[number], dtype, optimizer, micro_batches=micro_batches, **ends)
     if groups[number] is not None:
         for layer in stage.layers:
             synchronise_norms(layer, groups[number])
@@ -125,11 +132,11 @@ def train_as_rank(
     }
 
 
-def train_alone(steps: int, dtype: torch.dtype, optimizer: str) -> tuple[State, list[int]]:
+def train_alone(steps: int, dtype: torch.dtype, optimizer: str, micro_batches: int = 1) -> tuple[State, list[int]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        stage = a_stage(0, 3, dtype, optimizer)
+        stage = a_stage(0, 3, dtype, optimizer, micro_batches=micro_batches)
         for batch in batches(0, 1, steps, dtype):
             stage.train_step(batch)
     finally:
@@ -187,6 +194,17 @@ def test_gradients_of_the_first_step_in_float32_agree_with_one_process(replicas:
         ours, theirs = (state[f"{layer}.gradient"] for state in (meshed, alone))
         assert np.linalg.norm(theirs) > 0
         assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs), f"layer {layer}"
+
+
+def test_micro_batches_give_the_same_bits_in_stages_and_keep_replicas_alike() -> None:
+    """The last batch of three is one part: two of them would be one sample, which has no variance."""
+    alone, correct = train_alone(STEPS, torch.float32, "adamw", micro_batches=3)
+    piped = run_ranks(2, train_as_rank, [1, 1], STEPS, torch.float32, "adamw", "shm", 3)
+    for key, value in together(piped).items():
+        assert np.array_equal(value, alone[key]), key
+    assert [c for part in piped for c in part["correct"].values()] == correct
+    meshed = together(run_ranks(4, train_as_rank, [2, 2], STEPS, torch.float64, "adamw", "auto", 3))
+    assert all(np.isfinite(value).all() for value in meshed.values())
 
 
 def test_an_empty_share_has_gradients_of_zero() -> None:
