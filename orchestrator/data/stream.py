@@ -66,7 +66,10 @@ class Source(Protocol):
 
 
 class ImageSource:
-    """Decoded images of an index, augmented in training. The stages of the pipeline, as WebDataset composes them."""
+    """Decoded images of an index, augmented in training. The stages of the pipeline, as WebDataset composes them.
+
+    With `pin_memory` batches lie where a GPU can fetch them beside its computing.
+    """
 
     def __init__(
         self,
@@ -79,7 +82,9 @@ class ImageSource:
         labels: Indices | None = None,
         crop_share: float | None = None,
         interpolation: str = "bilinear",
+        pin_memory: bool = False,
     ) -> None:
+        self._pin_memory = pin_memory
         # Not index.labels: a column of ten million rows is not read for one batch.
         self._labels = index.members["label"] if labels is None else labels
         self._reader, self._quarantined = ShardReader(index), quarantined(index)
@@ -102,7 +107,8 @@ class ImageSource:
     def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
         """Run one batch through the pipeline."""
         augmenter = None if epoch is None else Augmenter(self._augment, seed=self._seed, epoch=epoch)
-        rows = np.empty((len(indices), self._image_size, self._image_size, self._channels), dtype=np.uint8)
+        shape = (len(indices), self._image_size, self._image_size, self._channels)
+        rows = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory).numpy()
         pipeline = webdataset.DataPipeline(
             lambda: self._samples(indices, rows, augmenter),
             webdataset.map(self._decoded),
@@ -146,8 +152,11 @@ class ImageSource:
         indices = np.array([s["__index__"] for s in whole], dtype=np.int64)
         if augmenter and len(whole):
             pixels = augmenter.batch(pixels, indices)
+        images = torch.from_numpy(pixels)
+        if self._pin_memory:
+            images = images.pin_memory()  # nothing to do unless augmentation made new arrays
         # A view: channels stay last in memory, as the device wants them.
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        images = images.permute(0, 3, 1, 2)
         labels = torch.tensor([s["cls"] for s in whole], dtype=torch.int64)
         faults = {s["__index__"]: s["fault"] for s in everything if "fault" in s}
         yield Batch(images, labels, indices, faults, decode_s=sum(s["__seconds__"] for s in whole))

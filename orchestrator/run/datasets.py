@@ -146,7 +146,13 @@ class Sources:
     def __init__(self, job: dict[str, Any], features: FeatureFolders | None = None) -> None:
         self._job, self._features = job, features
         data = job["data"]
-        self._decoding = {"image_size": data["image_size"], "channels": data["channels"], **framing(data)}
+        self._decoding = {
+            "image_size": data["image_size"],
+            "channels": data["channels"],
+            # A run of a GPU may be evaluated on a machine without.
+            "pin_memory": job["cluster"]["use_gpu"] and torch.cuda.is_available(),
+            **framing(data),
+        }
 
     def training(self, part: Part, labels: Indices | None) -> Source:
         """Training samples as they are in each epoch; `labels` replaces the labels of the index."""
