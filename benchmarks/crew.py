@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -16,6 +17,10 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.launch.local import _free_port
+from orchestrator.run.worker import keep_freed_memory
+
+# Said of the benchmark's own module, which these processes have twice: imported, and as the program that was started.
+warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
 
 Calls = Mapping[str, Callable[..., Any]]
 
@@ -107,6 +112,7 @@ def _serve(
 ) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the workers of a run do; for every method
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=size, timeout=timeout)
     calls: Calls | None = None

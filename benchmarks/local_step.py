@@ -24,6 +24,7 @@ from hff.architectures import HeadOptions, build_layers
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update, make_optimizer
 from hff.shapes import VggOptions
+from orchestrator.run.worker import keep_freed_memory
 
 Step = Callable[[Tensor, Tensor], None]
 
@@ -140,12 +141,16 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="nine repetitions of 3 s instead of five of 1 s")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the workers of a run do; for both sides
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     rows = []
     for device in devices:
         for name in NETWORKS:
             rows += measure(name, device, *((9, 3.0) if arguments.full else (5, 1.0)))
-    notes = ["BP + checkpointing: what is kept between forward and backward; the layer being recomputed comes on top"]
+    notes = [
+        "BP + checkpointing: what is kept between forward and backward; the layer being recomputed comes on top",
+        "CPU: freed memory stays with the process (mallopt), as in the workers of a run; for all methods",
+    ]
     if len(devices) == 1:
         notes.append("GPU: not measured (no GPU on this machine)")
     publish(

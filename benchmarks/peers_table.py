@@ -132,6 +132,7 @@ def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 
 def _notes(rows: Sequence[_Row], setting: Setting) -> list[str]:
     notes = [
+        "freed memory stays with the process (mallopt), as in the workers of a run; for all methods",
         f"{setting.layers} convolutions of {setting.width} channels on {setting.size} x {setting.size} maps, "
         f"batches of {setting.batch}, AdamW, channels_last; micro-batches: the fastest of "
         f"{', '.join(map(str, setting.micro_batches))}; local: none, one update per batch",
