@@ -76,6 +76,22 @@ def test_what_is_described_is_what_is_built(architecture: str, head: str, groupi
 
 
 @EVERY
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_never_computes_the_gradient_of_its_input(architecture: str, head: str) -> None:
+    """The arithmetic of a body is that of its forward pass and of its weights' gradients, nothing more."""
+    options, shape = ARCHITECTURES[architecture]
+    described = describe(options, shape, HEADS[head].shape)
+    x, target = batch(shape)
+    for layer, stated in zip(build_layers(options, shape, HEADS[head], seed=0), described, strict=True):
+        with FlopCounterMode(display=False) as counted:
+            # Even where the layer before would take a gradient.
+            update = local_forward_backward(layer, x.requires_grad_(True), target, count=6)
+        assert counted.get_total_flops() == 6 * (2 * stated.forward_flops + 3 * stated.head_flops)
+        assert x.grad is None
+        x = update.output
+
+
+@EVERY
 def test_a_stage_that_builds_its_own_layers_gets_the_bits_of_the_whole(architecture: str) -> None:
     options, shape = ARCHITECTURES[architecture]
     whole = build_layers(options, shape, HEADS["hff"], seed=4)
