@@ -24,6 +24,7 @@ from orchestrator.data.augment import Augmenter
 from orchestrator.data.decode import BadImage, Fault, Pixels, decode
 from orchestrator.data.index import SUFFIXES, Index
 from orchestrator.data.jpeg import decode_plain, decoder_name
+from orchestrator.data.kept import Kept
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
 from orchestrator.data.quarantine import Quarantined, quarantined
 from orchestrator.data.reader import ShardReader
@@ -33,6 +34,8 @@ from orchestrator.errors import DataError
 Indices = NDArray[np.int64]
 Sample = dict[str, Any]
 # Told the samples of the batches to come; gives what is to be called at each batch.
+# Samples, and the epoch of training that they are augmented for.
+Task = tuple[Indices, int]
 Foresee = Callable[[Iterator[Indices]], AbstractContextManager[Callable[[], None]]]
 
 
@@ -68,7 +71,8 @@ class Source(Protocol):
 class ImageSource:
     """Decoded images of an index, augmented in training. The stages of the pipeline, as WebDataset composes them.
 
-    With `pin_memory` batches lie where a GPU can fetch them beside its computing.
+    With `pin_memory` batches lie where a GPU can fetch them beside its computing. Decoded images are kept where all of
+    the index fit into `keep_bytes` and no random crop decides what is decoded.
     """
 
     def __init__(
@@ -83,8 +87,12 @@ class ImageSource:
         crop_share: float | None = None,
         interpolation: str = "bilinear",
         pin_memory: bool = False,
+        keep_bytes: int = 0,
     ) -> None:
         self._pin_memory = pin_memory
+        self._kept: Kept | None = None
+        if index.num_samples * image_size**2 * channels <= keep_bytes and not (augment or {}).get("resized_crop"):
+            self._kept = Kept(index.num_samples, (image_size, image_size, channels))
         # Not index.labels: a column of ten million rows is not read for one batch.
         self._labels = index.members["label"] if labels is None else labels
         self._reader, self._quarantined = ShardReader(index), quarantined(index)
@@ -109,6 +117,8 @@ class ImageSource:
         augmenter = None if epoch is None else Augmenter(self._augment, seed=self._seed, epoch=epoch)
         shape = (len(indices), self._image_size, self._image_size, self._channels)
         rows = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory).numpy()
+        if self._kept is not None and self._kept.fill(rows, indices):
+            return self._batch(rows, indices, {}, augmenter)
         pipeline = webdataset.DataPipeline(
             lambda: self._samples(indices, rows, augmenter),
             webdataset.map(self._decoded),
@@ -142,6 +152,8 @@ class ImageSource:
             return sample
         if pixels is not row:
             row[...] = pixels
+        if self._kept is not None:
+            self._kept.keep(sample["__index__"], row)
         sample["__seconds__"] = time.perf_counter() - began
         return sample
 
@@ -150,16 +162,20 @@ class ImageSource:
         whole = [s for s in everything if "fault" not in s]
         pixels = rows if len(whole) == len(rows) else rows[["fault" not in s for s in everything]]
         indices = np.array([s["__index__"] for s in whole], dtype=np.int64)
-        if augmenter and len(whole):
+        faults = {s["__index__"]: s["fault"] for s in everything if "fault" in s}
+        batch = self._batch(pixels, indices, faults, augmenter)
+        yield replace(batch, decode_s=sum(s["__seconds__"] for s in whole))
+
+    def _batch(self, pixels: Pixels, indices: Indices, faults: Mapping[int, str], augmenter: Augmenter | None) -> Batch:
+        """Augment decoded images, (B, H, W, C), and make tensors of them."""
+        if augmenter and len(indices):
             pixels = augmenter.batch(pixels, indices)
         images = torch.from_numpy(pixels)
         if self._pin_memory:
             images = images.pin_memory()  # nothing to do unless augmentation made new arrays
+        labels = torch.from_numpy(self._labels[indices].astype(np.int64))
         # A view: channels stay last in memory, as the device wants them.
-        images = images.permute(0, 3, 1, 2)
-        labels = torch.tensor([s["cls"] for s in whole], dtype=torch.int64)
-        faults = {s["__index__"]: s["fault"] for s in everything if "fault" in s}
-        yield Batch(images, labels, indices, faults, decode_s=sum(s["__seconds__"] for s in whole))
+        return Batch(images.permute(0, 3, 1, 2), labels, indices, faults)
 
 
 def ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> Generator[Batch, None, None]:
@@ -179,14 +195,19 @@ def ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> 
         pool.shutdown(wait=True)
 
 
-def _timed(source: Source, indices: Indices, epoch: int) -> Batch:
+def timed(source: Source, indices: Indices, epoch: int) -> Batch:
+    """A batch with the seconds that it took."""
     began = time.perf_counter()
     batch = source.batch(indices, epoch)
     return replace(batch, load_s=time.perf_counter() - began)
 
 
 class TrainStream:
-    """The training samples of one replica, epoch by epoch, from any step on."""
+    """The training samples of one replica, epoch by epoch, from any step on.
+
+    They are made by `loader_threads` of this process, or by other processes: `elsewhere` is called with the tasks and
+    gives their batches.
+    """
 
     def __init__(
         self,
@@ -203,8 +224,10 @@ class TrainStream:
         prefetch_batches: int = 4,
         bad_sample_budget: float = 0.0001,
         foresee: Foresee = no_foresight,
+        elsewhere: Callable[[Iterator[Task]], Generator[Batch, None, None]] | None = None,
     ) -> None:
         self._source, self._subset = source, subset
+        self._elsewhere = elsewhere
         self._seed, self._lanes, self._window = seed, lanes, window
         self._bounds = batch_bounds(len(subset), global_batch_size)
         self._replica, self._replicas = replica, replicas
@@ -245,7 +268,7 @@ class TrainStream:
         plan = (indices for indices, _ in self._planned(start, stop))
         with (
             self._foresee(plan) as handed_out,
-            closing(ahead(self._tasks(start, stop), self._threads, self._prefetch)) as batches,
+            closing(self._made(self._planned(start, stop))) as batches,
         ):
             for step, batch in zip(range(start, stop), batches, strict=True):
                 handed_out()
@@ -258,11 +281,12 @@ class TrainStream:
                     )
                 yield batch
 
-    def _tasks(self, start: int, stop: int) -> Iterator[Callable[[], Batch]]:
-        for indices, epoch in self._planned(start, stop):
-            yield partial(_timed, self._source, indices, epoch)
+    def _made(self, tasks: Iterator[Task]) -> Generator[Batch, None, None]:
+        if self._elsewhere is not None:
+            return self._elsewhere(tasks)
+        return ahead((partial(timed, self._source, *task) for task in tasks), self._threads, self._prefetch)
 
-    def _planned(self, start: int, stop: int) -> Iterator[tuple[Indices, int]]:
+    def _planned(self, start: int, stop: int) -> Iterator[Task]:
         """Samples of this replica and epoch of every step."""
         per_epoch = self.steps_per_epoch
         for epoch in range(start // per_epoch, -(-stop // per_epoch)):

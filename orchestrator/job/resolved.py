@@ -23,7 +23,16 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("train", "vote_from_train"): 0.1,
     ("train", "micro_batches"): 1,
 }
-_FREE_DATA = ("train", "test", "loader_threads", "prefetch_batches", "cache", "expect")
+_FREE_DATA = (
+    "train",
+    "test",
+    "loader_threads",
+    "loader_processes",
+    "decoded_cache_mb",
+    "prefetch_batches",
+    "cache",
+    "expect",
+)
 
 
 def job_to_dict(job: BaseModel) -> dict[str, Any]:

@@ -127,6 +127,8 @@ class Data(Section):
     mean: Annotated[tuple[float, ...], Field(strict=False)]
     std: Annotated[tuple[Positive, ...], Field(strict=False)]
     loader_threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
+    loader_processes: Annotated[int, Field(ge=0, le=1024)] = 0
+    decoded_cache_mb: Natural = 512
     prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 4
     bad_sample_budget: Annotated[float, Field(ge=0, le=1)] = 0.0001
     shuffle_labels: bool = False

@@ -20,6 +20,7 @@ from orchestrator.data.index import Index
 from orchestrator.data.order import epoch_order
 from orchestrator.data.pack import pack
 from orchestrator.data.prefetch import foreseen
+from orchestrator.data.processes import in_processes
 from orchestrator.data.remote import summed
 from orchestrator.data.remote_index import RemoteShards, open_data
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
@@ -158,8 +159,15 @@ class Sources:
         """Training samples as they are in each epoch; `labels` replaces the labels of the index."""
         if self._features is not None:
             return FeatureSource([FeatureSet(folder) for folder in self._features.views], labels)
-        augment, seed = self._job["data"]["augment"], self._job["train"]["seed"]
-        return ImageSource(part.index, augment=augment, seed=seed, labels=labels, **self._decoding)
+        data, seed = self._job["data"], self._job["train"]["seed"]
+        return ImageSource(
+            part.index,
+            augment=data["augment"],
+            seed=seed,
+            labels=labels,
+            keep_bytes=data["decoded_cache_mb"] * 10**6,
+            **self._decoding,
+        )
 
     def evaluation(self, part: Part) -> Source:
         """Samples without augmentation."""
@@ -179,15 +187,16 @@ def train_stream(
     """The training samples of one replica of the first stage."""
     data, train = job["data"], job["train"]
     part = datasets.train
-    labels = None
-    if data["shuffle_labels"]:
-        labels = shuffled_labels(part.index.labels, part.subset, train["seed"])
     if train["global_batch_size"] > len(part.subset):
         raise JobError(
             f"train.global_batch_size: must be at most the {len(part.subset)} training samples, "
             f"got {train['global_batch_size']}"
         )
-    source = Sources(job, features).training(part, labels)
+    source, processes = _training_source(datasets, job, features), data["loader_processes"]
+    elsewhere = None
+    if processes:
+        remade = partial(_remade_source, job, features)
+        elsewhere = partial(in_processes, remade, processes=processes, prefetch=data["prefetch_batches"])
     return TrainStream(
         source,
         part.subset,
@@ -197,11 +206,25 @@ def train_stream(
         global_batch_size=train["global_batch_size"],
         replica=replica,
         replicas=replicas,
-        loader_threads=loader_threads(data["loader_threads"], source, part.subset),
+        loader_threads=processes or loader_threads(data["loader_threads"], source, part.subset),
         prefetch_batches=data["prefetch_batches"],
         bad_sample_budget=data["bad_sample_budget"],
         foresee=_foresight(part, features),
+        elsewhere=elsewhere,
     )
+
+
+def _training_source(datasets: Datasets, job: dict[str, Any], features: FeatureFolders | None) -> Source:
+    part, labels = datasets.train, None
+    if job["data"]["shuffle_labels"]:
+        labels = shuffled_labels(part.index.labels, part.subset, job["train"]["seed"])
+    return Sources(job, features).training(part, labels)
+
+
+def _remade_source(job: dict[str, Any], features: FeatureFolders | None) -> Source:
+    """The same in another process, which must not touch the GPU, nor keep what its neighbours keep."""
+    job = job | {"cluster": job["cluster"] | {"use_gpu": False}, "data": job["data"] | {"decoded_cache_mb": 0}}
+    return _training_source(open_datasets(job), job, features)
 
 
 def _foresight(part: Part, features: FeatureFolders | None) -> Foresee:

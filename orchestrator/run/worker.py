@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -226,8 +225,6 @@ def _ready(assignment: Assignment, device: torch.device) -> Ready:
 
 def prepare_torch(cluster: dict[str, Any], device: torch.device) -> None:
     """Threads and determinism: the same bits for the same job on the same kind of machine."""
-    # Python's own 5 ms are what the training thread would wait, after an operator, for a loader thread to let go.
-    sys.setswitchinterval(2e-4)
     if device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(cluster["threads_per_worker"])
