@@ -36,9 +36,9 @@ def stream(index: Index, **options: Any) -> TrainStream:
     subset = options.pop("subset", np.arange(index.num_samples))
     defaults: dict[str, Any] = {
         "seed": 0, "lanes": 4, "window": 300, "global_batch_size": 128, "image_size": 8, "channels": 1,
-        "augment": {"crop_padding": 1, "flip": True}, "labels": None,
+        "augment": {"crop_padding": 1, "flip": True}, "labels": None, "keep_bytes": 0,
     } | options  # fmt: skip
-    of_images = {name: defaults.pop(name) for name in ("image_size", "channels", "augment", "labels")}
+    of_images = {name: defaults.pop(name) for name in ("image_size", "channels", "augment", "labels", "keep_bytes")}
     return TrainStream(ImageSource(index, seed=defaults["seed"], **of_images), subset, **defaults)
 
 
@@ -96,6 +96,18 @@ def test_batches_divide_an_epoch_and_a_last_one_of_one_joins_the_one_before(n: i
 @pytest.mark.parametrize("threads", [2, 4])
 def test_batches_do_not_depend_on_loader_threads(digits: Index, threads: int) -> None:
     assert content(stream(digits, loader_threads=threads).epoch(1)) == content(stream(digits).epoch(1))
+
+
+def test_images_that_are_kept_are_those_that_are_decoded(digits: Index, damaged: Index) -> None:
+    size = 1797 * 64
+    kept, decoded = stream(digits, keep_bytes=size), stream(digits)
+    for epoch in (0, 1, 4):
+        assert content(kept.epoch(epoch)) == content(decoded.epoch(epoch))
+    assert all(batch.decode_s == 0 for batch in kept.epoch(5)), "nothing was decoded again"
+    assert all(batch.decode_s > 0 for batch in stream(digits, keep_bytes=size - 1).epoch(5))
+    tolerant = stream(damaged, keep_bytes=size, bad_sample_budget=0.01)
+    for epoch in (0, 1):
+        assert sum(len(batch.skipped) for batch in tolerant.epoch(epoch)) == 3, "bad images are counted in every epoch"
 
 
 def test_an_epoch_resumes_at_any_step_with_the_same_batches(digits: Index) -> None:
