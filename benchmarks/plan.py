@@ -28,6 +28,7 @@ from orchestrator.pipeline.links import LinkShape, Message, open_links
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.plan import Plan, make_plan
 from orchestrator.pipeline.stage import Stage, StageInput
+from orchestrator.run.worker import keep_freed_memory
 from tests.pipeline.ranks import run_ranks
 
 CLASSES, BATCH = 10, 64
@@ -111,21 +112,20 @@ def _layer(options: VggOptions, index: int) -> Any:
 
 
 def _timed_layers(rank: int, options: VggOptions, shapes: Sequence[LayerShape], repetitions: int) -> list[float]:
-    """Seconds of a step of each layer, the median, while the other process does the same."""
-    found = []
-    for index, shape in enumerate(shapes):
-        layer = _layer(options, index)
-        optimizer = make_optimizer(layer, "adamw", lr=1e-3)
-        x = torch.randn(BATCH, *shape.input).contiguous(memory_format=torch.channels_last)
-        target = torch.randint(CLASSES, (BATCH,))
-        taken = []
-        for _ in range(repetitions):
-            dist.barrier()
+    """Seconds of a step of each layer, the median, one layer after the other, while the other process does the same."""
+    layers = [_layer(options, index) for index in range(len(shapes))]
+    optimizers = [make_optimizer(layer, "adamw", lr=1e-3) for layer in layers]
+    inputs = [torch.randn(BATCH, *s.input).contiguous(memory_format=torch.channels_last) for s in shapes]
+    target = torch.randint(CLASSES, (BATCH,))
+    taken = torch.zeros(repetitions, len(layers), dtype=torch.float64)
+    for n in range(repetitions):
+        dist.barrier()
+        for i, (layer, optimizer, x) in enumerate(zip(layers, optimizers, inputs, strict=True)):
             began = time.perf_counter()
             local_forward_backward(layer, x, target, count=BATCH)
             local_update(layer, optimizer)
-            taken.append(time.perf_counter() - began)
-        found.append(float(torch.tensor(taken[2:]).median()))
+            taken[n, i] = time.perf_counter() - began
+    found: list[float] = taken[3:].median(dim=0).values.tolist()
     return found
 
 
@@ -195,8 +195,9 @@ def emulated(name: str, seconds: Sequence[float], workers: int, transport: str, 
 
 
 def _compared(rank: int, options: VggOptions, steps: int, token: str) -> tuple[list[float], Any, float, float]:
+    keep_freed_memory()  # as the workers of a run do
     shapes = describe(options, (3, SIZE, SIZE), HeadShape("prototype", CLASSES, 1))
-    seconds = torch.tensor(_timed_layers(rank, options, shapes, 12))
+    seconds = torch.tensor(_timed_layers(rank, options, shapes, 30))
     dist.broadcast(seconds, src=0)
     made = _planned(shapes, seconds.tolist(), 2, 10_000)
     ranges = [stage.layers for stage in made.stages]

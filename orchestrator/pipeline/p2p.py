@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -31,34 +32,50 @@ class _Ring:
         self.waited_s = 0.0
         self.bytes_total = 0
         self._peer, self._timeout_s = peer, timeout_s
-        self._buffers: list[Tensor] = [
-            torch.zeros(shape.slot_bytes, dtype=torch.uint8, device=device) for _ in range(SLOTS)
+        self._slots = [
+            Slot(shape, torch.empty(shape.slot_bytes, dtype=torch.uint8, device=device)) for _ in range(SLOTS)
         ]
-        self._slots = [Slot(shape, buffer) for buffer in self._buffers]
-        self._work: list[dist.Work | None] = [None] * SLOTS
+        self._work: list[list[dist.Work]] = [[] for _ in range(SLOTS)]
         self._next = 0
 
+    def _begin(self, slot: int, operation: Callable[..., dist.Work | None], *parts: Tensor) -> None:
+        operations = [dist.P2POp(operation, part, self._peer) for part in parts]
+        self._work[slot] = dist.batch_isend_irecv(operations)
+
+    def _end(self, slot: int, awaited: str) -> None:
+        for work in self._work[slot]:
+            self.waited_s += _wait(work, self._peer, awaited, self._timeout_s)
+
     def close(self) -> None:
-        self._work = [None] * SLOTS
+        self._work = [[] for _ in range(SLOTS)]
 
 
 class P2PSender(_Ring):
-    """The giving end. A handle is kept until its transfer is over: gloo loses a message whose handle is dropped."""
+    """The giving end. A handle is kept until its transfer is over: gloo loses a message whose handle is dropped.
+
+    The activation of a full batch is sent from where it lies.
+    """
+
+    def __init__(self, shape: LinkShape, peer: int, timeout_s: float, device: torch.device) -> None:
+        super().__init__(shape, peer, timeout_s, device)
+        self._sent: list[Tensor | None] = [None] * SLOTS
 
     def send(self, message: Message) -> None:
-        work = self._work[self._next]
-        if work is not None:
-            self.waited_s += _wait(work, self._peer, "no free buffer", self._timeout_s)
-        self._slots[self._next].write(message)
-        operation = dist.P2POp(dist.isend, self._buffers[self._next], self._peer)
-        self._work[self._next] = dist.batch_isend_irecv([operation])[0]
-        self.bytes_total += self._buffers[self._next].numel()
+        self._end(self._next, "no free buffer")
+        slot = self._slots[self._next]
+        direct = slot.as_large(message)
+        slot.write(message, large=direct is None)
+        large = slot.large if direct is None else direct
+        self._begin(self._next, dist.isend, slot.small, large)
+        self._sent[self._next] = large  # its memory must not be used again before it has gone
+        self.bytes_total += slot.small.numel() + large.numel()
         self._next = (self._next + 1) % SLOTS
 
     def close(self) -> None:
-        for work in self._work:
-            if work is not None and not work.is_completed():
-                _wait(work, self._peer, "no free buffer", min(self._timeout_s, 30.0))
+        for works in self._work:
+            for work in works:
+                if not work.is_completed():
+                    _wait(work, self._peer, "no free buffer", min(self._timeout_s, 30.0))
         super().close()
 
 
@@ -69,19 +86,15 @@ class P2PReceiver(_Ring):
         super().__init__(shape, peer, timeout_s, device)
         for i in range(SLOTS - 1):
             self._post(i)
-        self._held: int | None = None
 
     def _post(self, i: int) -> None:
-        operation = dist.P2POp(dist.irecv, self._buffers[i], self._peer)
-        self._work[i] = dist.batch_isend_irecv([operation])[0]
+        self._begin(i, dist.irecv, self._slots[i].small, self._slots[i].large)
 
     def recv(self) -> Message:
         # The buffer handed out last time is free now; its next message is the one after those under way.
         self._post((self._next + SLOTS - 1) % SLOTS)
-        work = self._work[self._next]
-        assert work is not None
-        self.waited_s += _wait(work, self._peer, "no activation", self._timeout_s)
-        message = self._slots[self._next].read()
-        self.bytes_total += self._buffers[self._next].numel()
+        self._end(self._next, "no activation")
+        slot = self._slots[self._next]
+        self.bytes_total += slot.small.numel() + slot.large.numel()
         self._next = (self._next + 1) % SLOTS
-        return message
+        return slot.read()

@@ -16,6 +16,7 @@ from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job
 from orchestrator.pipeline.cost import LayerCost
 from orchestrator.run import network
+from orchestrator.run.worker import keep_freed_memory
 
 # The batch that layers are measured with, where the job's own is larger.
 _BATCH = 64
@@ -35,6 +36,7 @@ def measured_costs(job: Job, shapes: Sequence[LayerShape], classes: int) -> tupl
     threads = torch.get_num_threads()
     if device.type == "cpu":
         torch.set_num_threads(job.cluster.threads_per_worker)
+        keep_freed_memory()  # as the workers do
     try:
         return tuple(_cost(job, shape, index, classes, device) for index, shape in enumerate(shapes))
     finally:
