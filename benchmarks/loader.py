@@ -24,6 +24,7 @@ from benchmarks.common import publish, spread
 # Ways of benchmarks/loader_ways.py and what their rows are called.
 PHOTOGRAPHS = {
     "ours": "this project: uint8 for the device, 2 threads",
+    "ours, processes": "this project: uint8 for the device, 2 processes",
     "ours, normalised on the CPU": "this project: normalised floats, 2 threads",
     "usual": "DataLoader + Pillow + torchvision: normalised floats, 2 processes",
     "webdataset": "webdataset + WebLoader + Pillow, 2 processes",
@@ -31,7 +32,11 @@ PHOTOGRAPHS = {
     "litdata": "litdata + Pillow, 2 processes",
     "ray": "Ray Data + Pillow, 2 CPUs",
 }
-SMALL = {"ours": "this project, 64 px", "webdataset": "webdataset + WebLoader + Pillow, 64 px, 2 processes"}
+SMALL = {
+    "ours": "this project, 64 px, 2 threads",
+    "ours, processes": "this project, 64 px, 2 processes",
+    "webdataset": "webdataset + WebLoader + Pillow, 64 px, 2 processes",
+}
 READING = {
     "read": "this project: bytes alone, checked",
     "read by webdataset": "webdataset: bytes alone, its iterator",

@@ -13,6 +13,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,22 +44,32 @@ class FromBytes:
         return self._transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def ours(folder: Path, size: int, *, threads: int = WORKERS, normalised: bool = False) -> Iterator[int]:
+def source_of(folder: Path, size: int) -> Any:
+    """This project's images of a folder of shards."""
+    from orchestrator.data.index import open_index
+    from orchestrator.data.stream import ImageSource
+
+    augment: dict[str, Any] = {"flip": True} | ({"resized_crop": [0.08, 1.0]} if size > 64 else {})
+    return ImageSource(open_index(folder / "shards"), image_size=size, channels=3, augment=augment)
+
+
+def ours(folder: Path, size: int, *, processes: int = 0, normalised: bool = False) -> Iterator[int]:
     """This project's stream: uint8 batches, as they go to the device."""
     import numpy as np
     import torch
 
     from orchestrator.data.index import open_index
-    from orchestrator.data.stream import ImageSource, TrainStream
+    from orchestrator.data.processes import in_processes
+    from orchestrator.data.stream import TrainStream
     from orchestrator.run.datasets import Normalise
 
     torch.set_num_threads(1)
-    index = open_index(folder / "shards")
-    augment: dict[str, Any] = {"flip": True} | ({"resized_crop": [0.08, 1.0]} if size > 64 else {})
-    source = ImageSource(index, image_size=size, channels=3, augment=augment)
+    samples = open_index(folder / "shards").num_samples
+    remade = partial(source_of, folder, size)
+    elsewhere = partial(in_processes, remade, processes=processes, prefetch=2 * processes) if processes else None
     stream = TrainStream(
-        source, np.arange(index.num_samples), seed=0, lanes=48, window=8192, global_batch_size=BATCH,
-        loader_threads=threads, prefetch_batches=2 * threads,
+        remade(), np.arange(samples), seed=0, lanes=48, window=8192, global_batch_size=BATCH,
+        loader_threads=WORKERS, prefetch_batches=2 * WORKERS, elsewhere=elsewhere,
     )  # fmt: skip
     ready = Normalise({"channels": 3, "mean": MEAN, "std": STD}, torch.device("cpu"), torch.float32)
     for batch in stream.epoch(0):
@@ -204,6 +215,7 @@ def read_webdataset(folder: Path, size: int) -> Iterator[int]:
 WAYS: dict[str, Callable[[Path, int], Iterator[int]]] = {
     "ours": ours,
     "ours, normalised on the CPU": lambda folder, size: ours(folder, size, normalised=True),
+    "ours, processes": lambda folder, size: ours(folder, size, processes=WORKERS),
     "usual": usual,
     "webdataset": with_webdataset,
     "streaming": with_streaming,
