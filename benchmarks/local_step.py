@@ -2,9 +2,9 @@
 
     python -m benchmarks.local_step [--full] [--device cuda]
 
-Both sides: same layers, batch, optimizer, random images already on the device, one thread on CPU. Interleaved,
-five repetitions or more; memory is what autograd keeps for backward, counted by storage, on a GPU the peak
-allocated.
+Both sides: same layers, batch, optimizer, channels_last, random images already on the device, one thread on CPU.
+Interleaved, five repetitions or more; memory is what autograd keeps for backward, counted by storage, on a GPU the
+peak allocated.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ NETWORKS: dict[str, tuple[VggOptions, int, int, int]] = {
 
 def _layers(options: VggOptions, size: int, classes: int, kind: str) -> list[LocalLayer]:
     head = HeadOptions(kind="linear" if kind == "bp" else "prototype", num_classes=classes)
-    return build_layers(options, (3, size, size), head, seed=0, end_to_end=kind == "bp")
+    built = build_layers(options, (3, size, size), head, seed=0, end_to_end=kind == "bp")
+    return [layer.to(memory_format=torch.channels_last) for layer in built]
 
 
 def local_step(layers: Sequence[LocalLayer]) -> Step:
@@ -105,7 +106,7 @@ def measure(name: str, device: torch.device, repetitions: int, window_s: float) 
     if device.type == "cuda":
         batch *= 8
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, size, size, generator=generator).to(device)
+    x = torch.randn(batch, 3, size, size, generator=generator).to(device, memory_format=torch.channels_last)
     target = torch.randint(classes, (batch,), generator=generator).to(device)
 
     def fresh_bp() -> LocalLayer:
