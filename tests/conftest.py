@@ -99,12 +99,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 @contextmanager
-def started(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: str | Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
     """The command line in a process, and a process group, of its own while the test goes on; ended with the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", *map(str, arguments)],
         cwd=ROOT,
-        env=environment(),
+        env=env or environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

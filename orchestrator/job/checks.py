@@ -137,6 +137,19 @@ def _replicas(job: Job) -> Found:
                 )
 
 
+def _elastic(job: Job) -> Found:
+    cluster, least = job.cluster, job.cluster.min_workers
+    if least is None:
+        return
+    if least > cluster.workers:
+        yield "cluster.workers", f"must have a min of at most max, got {{min: {least}, max: {cluster.workers}}}"
+    for key in ("replicas", "layers"):
+        if getattr(cluster, key) is not None:
+            yield f"cluster.{key}", f"must be left out with a range of workers, got {show(list(getattr(cluster, key)))}"
+    if cluster.stages != "auto" and least < cluster.stages:
+        yield "cluster.workers", f"must have a min of at least cluster.stages ({cluster.stages}), got {least}"
+
+
 def _stage_layers(job: Job) -> Found:
     """One number for each stage, and every layer in one of them."""
     layers, stages, replicas, units = job.cluster.layers, job.cluster.stages, job.cluster.replicas, network.units(job)
@@ -362,6 +375,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (_MESH, _mesh),
     ((*_MESH, "train.global_batch_size"), _replicas),
     ((*_MESH, "cluster.layers"), _stage_layers),
+    ((*_MESH, "cluster.min_workers", "cluster.layers"), _elastic),
     (("train.micro_batches", "train.global_batch_size", "cluster.memory_gb"), _micro_batches),
     ((*_MESH, "train.global_batch_size", "model.norm", "model.top_norm"), _batch),
     (("model", "objective", "data.image_size", "data.channels", "data.expect.classes"), _layers),

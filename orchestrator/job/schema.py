@@ -309,13 +309,14 @@ class Features(Section):
 class Cluster(Section):
     """Who computes; nothing here changes what is computed.
 
-    `replicas` says how many workers share each stage, `layers` how many layers (or blocks) each stage has, from the
-    first on; without them the plan chooses. `memory_gb` is what one worker may
-    use; the two of `link` describe what joins the workers, for the plan.
+    `replicas` says how many workers share each stage, `layers` how many layers (or blocks) each has; without them the
+    plan chooses. An elastic job, `workers: {min: 1, max: 4}` (here `min_workers` and `workers`), trains on as many as
+    there is room for. `memory_gb` is what one worker may use; the two of `link` describe what joins them, for the plan.
     """
 
     launcher: Literal["ray", "process"] = "ray"
     workers: Annotated[int, Field(ge=1, le=65536)] = 1
+    min_workers: Annotated[int, Field(ge=1, le=65536)] | None = None
     stages: Literal["auto"] | Annotated[int, Field(ge=1, le=65536)] = "auto"
     replicas: Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=1000)] | None = None
     layers: Annotated[tuple[Count, ...], Field(strict=False, min_length=1, max_length=1000)] | None = None
@@ -328,6 +329,15 @@ class Cluster(Section):
     transport: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     timeout_s: Positive = 300.0
     max_failures: Natural = 3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _range(cls, value: Any) -> Any:
+        """`workers: {min: A, max: B}` in full."""
+        workers = value.get("workers") if isinstance(value, dict) else None
+        if not isinstance(workers, dict) or set(workers) != {"min", "max"}:
+            return value
+        return value | {"min_workers": workers["min"], "workers": workers["max"]}
 
 
 class Checkpoint(Section):

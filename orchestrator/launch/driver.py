@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,10 +19,11 @@ from orchestrator.errors import Interrupted, JobError, OrchestratorError
 from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
 from orchestrator.launch import local
+from orchestrator.launch.beside import followed, stoppable
+from orchestrator.launch.elastic import Elastic
 from orchestrator.launch.features import features_of
 from orchestrator.launch.ray_train import RaySession, run_ray
 from orchestrator.launch.restart import Failure, next_action
-from orchestrator.launch.signals import StopSignal
 from orchestrator.pipeline.plan import Plan
 from orchestrator.run import checkpoint, network, prepare, tracking
 from orchestrator.run.context import LocalContext
@@ -34,7 +35,7 @@ from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.pace import pace
 from orchestrator.show.plots import accuracy_plot
-from orchestrator.show.terminal import Follower, plan_table, result_table, stages_table
+from orchestrator.show.terminal import plan_table, result_table, stages_table
 
 Launch = Callable[[Assignment], None]
 
@@ -130,7 +131,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     prepare_embedded(drive.values["data"], Path(job.runs))
     datasets = open_datasets(drive.values)
     shapes = shapes_of(job, len(datasets.classes))
-    plan = plan_for(job, shapes, len(datasets.train.subset), len(datasets.classes))
+    plan = _plan(drive, shapes, datasets, job.cluster.workers)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.job, job_yaml(job))
     write_json(folder.classes, datasets.classes)
@@ -148,15 +149,26 @@ def _drive(drive: Drive) -> dict[str, Any]:
     with session as ray:
         if isinstance(ray, RaySession):
             ray.check_resources()
+        elastic = _elastic(drive, ray, lambda workers: _plan(drive, shapes, datasets, workers))
         features = features_of(
             job, datasets, source, say=drive.say, event=folder.append_event, may_make=drive.launch is None
         )
         opening.join()
         while True:
+            if elastic is not None:
+                plan = _announced(drive, plan, elastic.plan(drive.say), names)
             attempt = prepare.next_attempt(folder, "auto")
             attempt = replace(attempt, run_id=_track(drive, attempt, plan))
             assignment = _assignment(drive, attempt, plan, datasets, shapes, features)
-            failure = _attempt(drive, attempt, assignment)
+            try:
+                with nullcontext() if elastic is None else elastic.watching(plan, folder, attempt.number):
+                    failure = _attempt(drive, attempt, assignment)
+            except Interrupted:
+                if elastic is None or not elastic.grows:
+                    tracking.finish_run(_uri(drive), assignment.run_id, "KILLED", [])
+                    raise
+                drive.say("There is room for more workers: starting again with them.")
+                continue
             if failure is None:
                 return _conclude(drive, assignment, plan)
             failures.append(failure)
@@ -165,6 +177,29 @@ def _drive(drive: Drive) -> dict[str, Any]:
                 tracking.finish_run(_uri(drive), assignment.run_id, "FAILED", [])
                 raise failure.error(action.why)
             drive.say(f"warning: {failure.headline}; {action.why}")
+
+
+def _plan(drive: Drive, shapes: tuple[LayerShape, ...], datasets: Datasets, workers: int) -> Plan:
+    """The plan of the job with so many workers. Raises JobError."""
+    cluster = drive.job.cluster.model_copy(update={"workers": workers})
+    job = drive.job.model_copy(update={"cluster": cluster})
+    return plan_for(job, shapes, len(datasets.train.subset), len(datasets.classes))
+
+
+def _elastic(drive: Drive, session: object, plan_of: Callable[[int], Plan]) -> Elastic | None:
+    """What decides on the number of workers; None where it is fixed, or where there is no cluster to ask."""
+    cluster = drive.job.cluster
+    if cluster.min_workers is None or not isinstance(session, RaySession):
+        return None
+    return Elastic(cluster.min_workers, cluster.workers, plan_of, session)
+
+
+def _announced(drive: Drive, before: Plan, plan: Plan, names: list[str]) -> Plan:
+    """The plan of the next attempt, said where it is another one."""
+    if plan != before:
+        drive.say(plan_table(plan.to_json(), names, job_name=drive.job.name))
+        drive.folder.append_event({"event": "plan", **plan.to_json(), "layer_names": names})
+    return plan
 
 
 def _starting_point(drive: Drive, attempt: prepare.Attempt) -> tuple[str | None, bool]:
@@ -249,7 +284,11 @@ def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> 
         first_step = int(checkpoint.read_state(attempt.resume_from)["step"])
         drive.say(f"Attempt {attempt.number} goes on from step {first_step}.")
     prepare.record_attempt(folder, attempt, first_step, assignment.run_id)
-    with _followed(drive, assignment), _stoppable(drive, attempt.number):
+    uri, run_id = _uri(drive), assignment.run_id or ""
+    with (
+        followed(folder, attempt.number, uri, run_id, drive.part.out),
+        stoppable(folder, attempt.number, drive.job.train.max_hours, drive.say),
+    ):
         try:
             _launch(drive, assignment)
         except OrchestratorError as error:
@@ -258,7 +297,6 @@ def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> 
     if outcome.get("attempt") != attempt.number:
         return Failure(None, "the workers ended without a result", "", 1, False, ())
     if outcome["status"] == "interrupted":
-        tracking.finish_run(_uri(drive), assignment.run_id, "KILLED", [])
         raise Interrupted(
             f"{drive.job.name} was stopped after step {outcome['step']} and saved; run the same command again to go on"
         )
@@ -270,7 +308,7 @@ def _launch(drive: Drive, assignment: Assignment) -> None:
         drive.launch(assignment)
     elif drive.job.cluster.launcher == "ray":
         run_ray(assignment, storage=str(drive.folder.path / "ray"))
-    elif drive.job.cluster.workers == 1:
+    elif sum(assignment.replicas) == 1:
         local.run_here(assignment, LocalContext())
     else:
         local.run_processes(assignment)
@@ -295,43 +333,6 @@ def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failu
         final=first["exit_code"] in (2, 3, 4),
         others=seen,
     )
-
-
-@contextmanager
-def _followed(drive: Drive, assignment: Assignment) -> Iterator[None]:
-    """Show progress and send metrics to MLflow beside the run, from the files that its rank 0 writes."""
-    follower = Follower(drive.folder.path, assignment.attempt, drive.part.out)
-    sink = tracking.EventSink(_uri(drive), assignment.run_id or "", drive.folder.path)
-    follower.start()
-    sink.start()
-    try:
-        yield
-    finally:
-        sink.stop()
-        follower.stop()
-
-
-@contextmanager
-def _stoppable(drive: Drive, attempt: int) -> Iterator[None]:
-    """First signal: save and leave. `train.max_hours` does the same in time."""
-    stop_file = drive.folder.stop_file(attempt)
-
-    def stop(reason: str) -> None:
-        stop_file.touch()
-        drive.say(f"{reason}: saving at the end of this step, then leaving (again: leave at once)")
-
-    timer = None
-    if drive.job.train.max_hours is not None:
-        timer = threading.Timer(drive.job.train.max_hours * 3600, stop, ["train.max_hours is over"])
-        timer.daemon = True
-        timer.start()
-    try:
-        with StopSignal(stop):
-            yield
-    finally:
-        if timer is not None:
-            timer.cancel()
-        stop_file.unlink(missing_ok=True)
 
 
 def _conclude(drive: Drive, assignment: Assignment, plan: Plan) -> dict[str, Any]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from orchestrator.errors import JobError, OrchestratorError
@@ -28,6 +31,11 @@ OWN_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+
+
+# How long to wait for a node to answer, and for what an ended attempt held to be given back.
+_ANSWER_S = 20.0
+_RELEASE_S = 15.0
 
 
 class RayContext:
@@ -128,6 +136,8 @@ class RaySession:
         import ray
 
         assert self._cluster is not None
+        if self._cluster["min_workers"] is not None:
+            return  # an elastic job waits for nodes
         there = ray.cluster_resources()
         workers = self._cluster["workers"]
         needed = {"CPU": workers * self._cluster["cpus_per_worker"]}
@@ -139,6 +149,53 @@ class RaySession:
                     f"cluster.workers: {workers} workers need {amount:g} {kind}, the Ray cluster has "
                     f"{there.get(kind, 0):g}; use fewer workers, lower cluster.cpus_per_worker or add nodes"
                 )
+
+    def room(self) -> int:
+        """Workers that fit on the nodes that answer, each node for itself, in what nobody else holds."""
+        nodes = _answering_nodes()
+        whole = sum(self._workers_in(node["Resources"]) for node in nodes)
+        until = time.monotonic() + _RELEASE_S
+        # What the last attempt held comes back a moment after its end.
+        while self._free() < whole and time.monotonic() < until:
+            time.sleep(0.5)
+        return min(whole, self._free())
+
+    def spare(self) -> int:
+        """Workers that fit into what nobody holds."""
+        return self._free()
+
+    def _free(self) -> int:
+        import ray
+
+        return self._workers_in(ray.available_resources())
+
+    def _workers_in(self, resources: Mapping[str, float]) -> int:
+        assert self._cluster is not None
+        count = int(resources.get("CPU", 0) / self._cluster["cpus_per_worker"] + 1e-6)
+        return min(count, int(resources.get("GPU", 0))) if self._cluster["use_gpu"] else count
+
+
+def _answering_nodes() -> list[dict[str, Any]]:
+    """The nodes of the cluster that run a task in time: a dead one is listed as alive for a while."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def answer() -> bool:
+        return True
+
+    asked = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(answer)
+            asked[task.remote()] = node
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+    found = []
+    for reference in answered:
+        with suppress(ray.exceptions.RayError):  # the node went while it was asked
+            ray.get(reference)
+            found.append(asked[reference])
+    return found
 
 
 def run_ray(assignment: Assignment, storage: str) -> None:
@@ -155,7 +212,7 @@ def run_ray(assignment: Assignment, storage: str) -> None:
         _train_worker,
         train_loop_config={"assignment": assignment},
         scaling_config=ScalingConfig(
-            num_workers=cluster["workers"], use_gpu=cluster["use_gpu"], resources_per_worker=resources
+            num_workers=sum(assignment.replicas), use_gpu=cluster["use_gpu"], resources_per_worker=resources
         ),
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if cluster["use_gpu"] else "gloo",

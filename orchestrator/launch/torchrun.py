@@ -22,11 +22,14 @@ def run_under_torchrun(job: Job, *, resume: str, summary_path: Path | None, orig
     placed = local.torchrun_rank()
     assert placed is not None
     rank, world_size, local_rank = placed
-    if world_size != job.cluster.workers:
+    most = job.cluster.workers
+    if not (job.cluster.min_workers or most) <= world_size <= most:
         raise JobError(
             f"cluster.workers: must be {world_size}, the number of processes that torchrun started, "
-            f"got {job.cluster.workers} (add --set cluster.workers={world_size})"
+            f"got {most} (add --set cluster.workers={world_size})"
         )
+    cluster = job.cluster.model_copy(update={"workers": world_size, "min_workers": None})
+    job = job.model_copy(update={"cluster": cluster})
     values = job.model_dump(mode="json")
     os.environ.setdefault("OMP_NUM_THREADS", str(job.cluster.threads_per_worker))
     local.init_group(values, rank, world_size, "env://")

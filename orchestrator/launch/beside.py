@@ -1,0 +1,50 @@
+"""What the driver does beside an attempt: show and track its progress, and carry the wish to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from orchestrator.launch.signals import StopSignal
+from orchestrator.run import tracking
+from orchestrator.run.folder import RunFolder
+from orchestrator.show.terminal import Follower
+
+
+@contextmanager
+def followed(folder: RunFolder, attempt: int, uri: str, run_id: str, out: TextIO | None) -> Iterator[None]:
+    """Show progress and send metrics to MLflow, from the files that the attempt's rank 0 writes."""
+    follower = Follower(folder.path, attempt, out)
+    sink = tracking.EventSink(uri, run_id, folder.path)
+    follower.start()
+    sink.start()
+    try:
+        yield
+    finally:
+        sink.stop()
+        follower.stop()
+
+
+@contextmanager
+def stoppable(folder: RunFolder, attempt: int, max_hours: float | None, say: Callable[[str], None]) -> Iterator[None]:
+    """First signal: save and leave. When `max_hours` are over the same."""
+    stop_file = folder.stop_file(attempt)
+
+    def stop(reason: str) -> None:
+        stop_file.touch()
+        say(f"{reason}: saving at the end of this step, then leaving (again: leave at once)")
+
+    timer = None
+    if max_hours is not None:
+        timer = threading.Timer(max_hours * 3600, stop, ["train.max_hours is over"])
+        timer.daemon = True
+        timer.start()
+    try:
+        with StopSignal(stop):
+            yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+        stop_file.unlink(missing_ok=True)

@@ -1,0 +1,108 @@
+"""How many workers an elastic job takes of those that are there, and when it starts again with more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hff.shapes import HeadShape, VggOptions, describe
+from orchestrator.errors import JobError
+from orchestrator.launch import elastic
+from orchestrator.launch.elastic import Elastic, Pace
+from orchestrator.pipeline.plan import Plan, make_plan
+from orchestrator.run.folder import RunFolder, write_json
+from tests.stores import wait_until
+
+SHAPES = describe(VggOptions(widths=(8, 8)), (1, 8, 8), HeadShape("prototype", 10, 1))
+
+
+@dataclass
+class Nodes:
+    """A cluster of which somebody else says what it has room for."""
+
+    rooms: list[int] = field(default_factory=list)
+    free: int = 0
+
+    def room(self) -> int:
+        return self.rooms.pop(0)
+
+    def spare(self) -> int:
+        return self.free
+
+
+def plan_of(workers: int) -> Plan:
+    """Plans of two layers and batches of four: 1, 2, 3, 4, 5, 6 or 8 workers can share them out."""
+    return make_plan(
+        SHAPES, workers=workers, stages="auto", global_batch_size=4, num_samples=100, num_classes=10, optimizer="sgd"
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "_LOOK_S", 0.02)
+
+
+def test_as_many_workers_as_are_there_and_can_share_out_the_layers() -> None:
+    job = Elastic(2, 8, plan_of, Nodes())
+    chosen = {there: job.chosen(there) for there in (1, 2, 5, 7, 8, 100)}
+    assert {there: plan and plan.workers for there, plan in chosen.items()} == {1: None, 2: 2, 5: 5, 7: 6, 8: 8, 100: 8}
+    with pytest.raises(JobError, match="7 workers cannot be shared out"):
+        Elastic(7, 7, plan_of, Nodes()).chosen(9)
+
+
+def test_a_job_waits_for_its_least_number_of_workers_and_says_so_once() -> None:
+    said: list[str] = []
+    plan = Elastic(3, 4, plan_of, Nodes([0, 1, 2, 3])).plan(said.append)
+    assert plan.workers == 3
+    assert said == ["waiting for workers: the cluster has room for 0, cluster.workers.min is 3"]
+
+
+def progress(folder: RunFolder, step: int, **changed: object) -> None:
+    folder.path.mkdir(exist_ok=True)
+    write_json(folder.progress, {"attempt": 1, "phase": "train", "step": step, "steps_total": 1000} | changed)
+
+
+def test_what_is_left_is_reckoned_from_the_progress_of_the_attempt(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    pace = Pace(folder, 1)
+    assert pace.left_s() == 0
+    for step, changed in ((7, {"attempt": 2}), (8, {"phase": "evaluate"}), (10, {})):
+        progress(folder, step, **changed)
+        assert pace.left_s() == 0, "nobody can say yet"
+    time.sleep(0.1)
+    progress(folder, 20)
+    assert 99 * 0.1 <= pace.left_s() <= 99 * 0.5
+
+
+@pytest.mark.parametrize(
+    ("free", "least_left_s", "grows"), [(1, 5.0, True), (0, 5.0, False), (1, 1e9, False), (-1, 5.0, False)]
+)
+def test_an_attempt_is_stopped_for_a_larger_one_that_is_worth_a_new_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, least_left_s: float, grows: bool
+) -> None:
+    monkeypatch.setattr(elastic, "_WORTH_S", least_left_s)
+    folder, nodes = RunFolder(tmp_path / "run"), Nodes(free=0)
+    job = Elastic(1, 2, plan_of, nodes)
+    progress(folder, 0)
+    ended = threading.Event()
+    with job.watching(plan_of(1), folder, 1):
+        for step in range(1, 16):
+            time.sleep(0.02)
+            progress(folder, step)
+        assert not job.grows
+        nodes.free = free
+        if grows:
+            wait_until(lambda: job.grows and folder.stop_file(1).exists())
+        else:
+            assert not ended.wait(0.3)
+    assert (job.grows, folder.stop_file(1).exists()) == (grows, grows)
+
+
+def test_an_attempt_of_all_workers_is_not_watched(tmp_path: Path) -> None:
+    job = Elastic(1, 2, plan_of, Nodes(free=9))
+    with job.watching(plan_of(2), RunFolder(tmp_path), 1):
+        assert "elastic" not in [thread.name for thread in threading.enumerate()]
