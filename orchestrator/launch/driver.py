@@ -322,6 +322,9 @@ def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failu
         others = [first, *others]
         first = None
     seen = tuple(f"worker {r['rank']}: {r['type']}: {r['message'].splitlines()[0]}" for r in others if r["message"])
+    stacks = folder.stacks_file(attempt, 0).parent
+    if any(stacks.glob(f"attempt-{attempt}-rank-*.stacks")):
+        seen += (f"workers that made no step wrote where they were: {stacks}/attempt-{attempt}-rank-*.stacks",)
     if first is None:
         return Failure(step, str(error), "", error.exit_code, isinstance(error, JobError), seen)
     where = f"worker {first['rank']}: " if not first["expected"] else ""

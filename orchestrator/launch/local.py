@@ -160,7 +160,9 @@ def _grace(children: list[Any], seconds: float = 3.0) -> None:
 
 def _ending(exit_code: int) -> str:
     if exit_code < 0:
-        return f"was ended by {signal.Signals(-exit_code).name}"
+        name = signal.Signals(-exit_code).name
+        hint = " (by hand, or by the system when memory ran out: train.micro_batches or a smaller batch need less)"
+        return f"was ended by {name}{hint if name == 'SIGKILL' else ''}"
     return f"ended with exit code {exit_code}"
 
 

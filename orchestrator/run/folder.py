@@ -93,6 +93,10 @@ class RunFolder:
     def failure_file(self, attempt: int, rank: int) -> Path:
         return self.path / "failures" / f"attempt-{attempt}-rank-{rank}.json"
 
+    def stacks_file(self, attempt: int, rank: int) -> Path:
+        """Where each thread of a worker was when it had made no step for long."""
+        return self.path / "failures" / f"attempt-{attempt}-rank-{rank}.stacks"
+
     def append_event(self, event: dict[str, Any]) -> None:
         """Add a line. One that a killed writer left torn is closed first; readers pass over it."""
         line = json.dumps({**event, "time": time.time()}).encode() + b"\n"

@@ -1,7 +1,8 @@
-"""A thread beside the training loop: progress.json twice a second, and the wish to stop, both ways."""
+"""A thread beside the loop: progress.json twice a second, the wish to stop, both ways, and a look for stalls."""
 
 from __future__ import annotations
 
+import faulthandler
 import threading
 import time
 from contextlib import suppress
@@ -16,11 +17,14 @@ PERIOD_S = 0.4
 class Heartbeat:
     """Rank 0 writes progress and looks for the stop file; any rank that was signalled creates that file.
 
-    `state` is what the loop wants known; it is copied at every beat.
+    `state` is what the loop wants known; it is copied at every beat. A worker that trains and makes no step for
+    `stall_s` seconds writes the stacks of its threads into the run folder, once.
     """
 
-    def __init__(self, folder: RunFolder, attempt: int, context: Context) -> None:
+    def __init__(self, folder: RunFolder, attempt: int, context: Context, *, stall_s: float = 240.0) -> None:
         self._folder, self._attempt, self._context = folder, attempt, context
+        self._stall_s, self._since = stall_s, time.monotonic()
+        self._last: tuple[object, object] = (None, None)
         self._ended = threading.Event()
         self._stop_seen = False
         self.state: dict[str, Any] = {"attempt": attempt, "epoch": 0, "step": 0, "steps_total": 0}
@@ -47,8 +51,23 @@ class Heartbeat:
     def _beat(self) -> None:
         stop_file = self._folder.stop_file(self._attempt)
         while not self._ended.wait(PERIOD_S):
+            self._look_for_stall()
             if self._context.rank == 0:
                 self._write()
                 self._stop_seen = self._stop_seen or stop_file.exists()
             elif self._context.stop_requested():
                 stop_file.touch()
+
+    def _look_for_stall(self) -> None:
+        now, place = time.monotonic(), (self.state.get("phase"), self.state["step"])
+        if place != self._last:
+            self._last, self._since = place, now
+        elif place[0] == "train" and now - self._since > self._stall_s:
+            self._since = float("inf")
+            path = self._folder.stacks_file(self._attempt, self._context.rank)
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "w", encoding="utf-8") as file:
+                    file.write(f"rank {self._context.rank}: no step since step {place[1]}\n")
+                    file.flush()
+                    faulthandler.dump_traceback(file, all_threads=True)

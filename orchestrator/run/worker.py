@@ -161,7 +161,9 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
         keep_last=job["checkpoint"]["keep_last"],
     )
     try:
-        with Heartbeat(folder, assignment.attempt, context) as heartbeat:
+        # Before the neighbours give up on a worker that hangs.
+        stall_s = 0.8 * job["cluster"]["timeout_s"]
+        with Heartbeat(folder, assignment.attempt, context, stall_s=stall_s) as heartbeat:
             loop = Loop(
                 assignment=assignment,
                 context=context,
