@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: quickstart test test-all soak check bench bench-full clean-venv
+.PHONY: quickstart test test-all soak docs check bench bench-full clean-venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is needed (on Debian: apt-get install python3 python3-venv)"; exit 1; }
@@ -31,6 +31,10 @@ clean-venv:  ## forget the set-up; the next target makes it afresh
 
 soak: $(STAMP)  ## ten minutes of random faults against a real run; then the proof that nothing was lost
 	$(BIN)/python -m tests.faults.soak
+
+docs: $(STAMP)  ## the documentation as a site in build/site; a broken link is an error
+	$(BIN)/python -m orchestrator.job.reference > docs/job-reference.md
+	$(BIN)/mkdocs build
 
 check: $(STAMP)  ## lint, format, types
 	$(BIN)/ruff check .

@@ -11,36 +11,7 @@ from pathlib import Path
 
 from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
-
-_EPILOG = """\
-examples:
-  orchestrator run jobs/quickstart.yaml                   train; again: resume, or say that it is finished
-  orchestrator run jobs/mnist.yaml --set train.lr=2e-3    change one value
-  orchestrator check jobs/imagenet.yaml                   every mistake in a job file, offline
-  orchestrator plan jobs/imagenet.yaml --workers 2,4,8    who would own which layers
-  orchestrator data pack my-images/ data/my-images        image folder -> WebDataset shards and index
-  orchestrator run jobs/search-digits.yaml                many trials, the best one as a job file; again: go on
-  orchestrator submit jobs/mnist.yaml --dry-run           what would be sent to a cluster (Ray, KubeRay, Slurm)
-  orchestrator report runs/quickstart                     one HTML page
-  orchestrator predict runs/mine cat.jpg                  the likeliest classes and every layer's vote
-  orchestrator export runs/mine --format onnx             the network for other programs
-
-exit codes: 0 done, 2 bad job file or command, 3 bad data, 4 bad or missing checkpoint,
-            75 interrupted and resumable, 1 anything else
-"""
-
-_SUBMIT_EPILOG = """\
-examples:
-  orchestrator submit jobs/mnist.yaml --dry-run                             what would be sent, and how much
-  orchestrator submit jobs/mnist.yaml --address http://HEAD:8265            a Ray cluster; its log and exit code here
-  orchestrator submit jobs/imagenet.yaml --to kuberay --site site.yaml \\
-      --set data.train=/shared/imagenet/train --set data.val=/shared/imagenet/val --set runs=/shared/runs
-  orchestrator submit jobs/imagenet.yaml --to slurm --dry-run > imagenet.sh the batch script, to read or to change
-
-Nodes, CPUs and GPUs that are asked for are those of the job's `cluster` section. The same command again resumes the
-run. Files for whole clusters (ray up, KubeRay, Slurm, compose) are in infra/, step by step in docs/clusters.md.
-"""
-
+from orchestrator.examples import add_examples
 
 class _Parser(argparse.ArgumentParser):
     """argparse with our way of saying that a command is wrong."""
@@ -49,12 +20,11 @@ class _Parser(argparse.ArgumentParser):
         raise JobError(f"{message}\nSee {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The words of all commands."""
     parser = _Parser(
         prog="orchestrator",
         description="Train greedy, layer-local networks: one YAML, one machine or a Ray cluster.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     job = _Parser(add_help=False)
@@ -96,8 +66,6 @@ def _parser() -> argparse.ArgumentParser:
         parents=[job],
         help="send the job to a cluster: Ray, KubeRay or Slurm",
         description="Send the job to a cluster that somebody else runs. It is validated here first.",
-        epilog=_SUBMIT_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     submit.add_argument(
         "--to",
@@ -162,13 +130,17 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("rm", help="delete run folders; MLflow keeps what it has")
     action.add_argument("runs", metavar="RUN", type=Path, nargs="+")
     action.add_argument("--yes", action="store_true", help="do not ask")
+
+    completion = commands.add_parser("completion", help="a script that completes commands in a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    add_examples(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = make_parser().parse_args(argv)
         command: Callable[[argparse.Namespace], int] = _COMMANDS[arguments.command]
         return command(arguments)
     except OrchestratorError as error:
@@ -203,15 +175,9 @@ def _numbers(text: str, flag: str, *, least: int) -> list[int]:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from orchestrator.job.load import SearchJob, load_any
-    from orchestrator.search.fit import trials_line
+    from orchestrator.show.check import check_command
 
-    job = load_any(arguments.job, arguments.overrides, tell=print)
-    trials = trials_line(job) if isinstance(job, SearchJob) else ""
-    print(f"{arguments.job}: ok: {job.kind} {job.name}, runs in {job.runs}/{job.name}")
-    if trials:
-        print(trials)
-    return EXIT_DONE
+    return check_command(arguments.job, arguments.overrides)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -322,11 +288,11 @@ def _silence() -> None:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from orchestrator.run.folder import existing_run
     from orchestrator.show.report import write_report
 
     for run in arguments.runs:
-        if not (run / "job.yaml").is_file():
-            raise JobError(f"{run}: not a run folder (no job.yaml in it); give RUNS/NAME")
+        existing_run(run)
     name = "report.html" if len(arguments.runs) == 1 else "comparison.html"
     out = arguments.out or arguments.runs[0] / name
     write_report(arguments.runs, out)
@@ -353,6 +319,12 @@ def _runs(arguments: argparse.Namespace) -> int:
     return actions[arguments.action](arguments.run)
 
 
+def _completion(arguments: argparse.Namespace) -> int:
+    from orchestrator.show.completion import completion_command
+
+    return completion_command(make_parser(), arguments.shell)
+
+
 _COMMANDS = {
     "run": _run,
     "check": _check,
@@ -364,6 +336,7 @@ _COMMANDS = {
     "export": _export,
     "report": _report,
     "runs": _runs,
+    "completion": _completion,
 }
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Errors that a user can act on. Each class carries the exit code of the command line."""
 
+from collections.abc import Sequence
+
 EXIT_DONE = 0
 EXIT_OTHER = 1
 EXIT_JOB = 2
@@ -21,13 +23,21 @@ class JobError(OrchestratorError):
 
 
 class DataError(OrchestratorError):
-    """Shards, indexes or images that are missing, damaged or do not fit the job."""
+    """Shards, indexes or images that are missing, damaged or do not fit the job.
+
+    `findings` are the keys of the job that it is about, each with what is wrong there, for those who know the job's
+    file to say the lines; without a message they are the message.
+    """
 
     exit_code = EXIT_DATA
 
+    def __init__(self, message: str = "", findings: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message or "\n".join(f"{key}: {text}" for key, text in findings))
+        self.findings = tuple(findings)
+
 
 class CheckpointError(OrchestratorError):
-    """A checkpoint that is missing, damaged or does not fit the job."""
+    """A run or checkpoint that is missing, damaged or does not fit the job."""
 
     exit_code = EXIT_CHECKPOINT
 

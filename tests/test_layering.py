@@ -24,6 +24,7 @@ FLOORS = {
     "orchestrator.pipeline": 2,
     "orchestrator.job": 2,
     "orchestrator.errors": 1,
+    "orchestrator.examples": 1,
     "orchestrator.storage": 1,
     "hff": 1,
 }
@@ -39,6 +40,7 @@ HEAVY = {
     "rich": {"orchestrator.show"},
     "pydantic": {"orchestrator.job"},
     "timm": {"orchestrator.transfer"},
+    "shtab": {"orchestrator.show"},
 }
 MODULES = sorted([*(ROOT / "hff").rglob("*.py"), *(ROOT / "orchestrator").rglob("*.py")])
 

@@ -22,6 +22,7 @@ from orchestrator.data.reencode import Encoding
 from orchestrator.data.remote_index import open_data
 from orchestrator.data.verify import left_out, problems
 from orchestrator.errors import EXIT_DONE, DataError, Interrupted, JobError
+from orchestrator.job.show import counted
 
 _SHOWN = 50
 
@@ -100,7 +101,7 @@ def pack(
         )
     print(f"{out}: {_summary(index)}; {ticker.speed(index.num_samples)}")
     if index.ignored:
-        print(f"  {index.ignored} files of the source are no images in a class folder and were ignored")
+        print(f"  ignored: {counted(index.ignored, 'file')} of the source, no images in a class folder")
     return EXIT_DONE
 
 
@@ -146,10 +147,10 @@ def verify(out: str, *, decode: bool = False, fix: bool = False, jobs: int | Non
     if lines:
         shown = "\n  ".join(lines[:_SHOWN])
         more = f"\n  ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-        remedy = f"\n{len(new)} samples can be left out of training: add --fix" if new else ""
-        raise DataError(f"{out}: {len(lines)} problems:\n  {shown}{more}{remedy}")
+        remedy = f"\n{counted(len(new), 'sample')} can be left out of training: add --fix" if new else ""
+        raise DataError(f"{out}: {counted(len(lines), 'problem')}:\n  {shown}{more}{remedy}")
     what = "hashes, keys, labels and images" if decode else "hashes, keys and labels"
-    beside = f" but for {len(known)} samples in quarantine" if known else ""
+    beside = f" but for {counted(len(known), 'sample')} in quarantine" if known else ""
     print(f"{out}: all {what} are right{beside}: {_summary(index)}")
     return EXIT_DONE
 
@@ -187,4 +188,6 @@ def _spread(values: Sequence[int]) -> str:
 
 def _summary(index: Index) -> str:
     size = sum(shard.bytes for shard in index.shards)
-    return f"{index.num_samples} images, {len(index.classes)} classes, {len(index.shards)} shards, {size / 1e6:.1f} MB"
+    classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
+    images, shards = counted(index.num_samples, "image"), counted(len(index.shards), "shard")
+    return f"{images}, {classes}, {shards}, {size / 1e6:.1f} MB"

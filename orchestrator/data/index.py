@@ -198,15 +198,25 @@ def open_index(path: str | Path, kind: Kind = IMAGES) -> Index:
     file = folder / "index.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = "make it with: " + kind.command.format(folder=folder)
-        raise DataError(f"{folder}: no index.json there; {hint}") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{folder}: no index.json there; {_remedy(folder, kind)}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
     try:
         return _checked(folder, content, kind)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: is not an index of this tool: {error} is missing or wrong") from None
+
+
+def _remedy(folder: Path, kind: Kind) -> str:
+    """What to do about a missing index: it depends on what lies there instead."""
+    found = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+    if kind is IMAGES and (found or folder.is_file()):
+        if any(p.suffix == ".tar" for p in found):
+            return f"if its tars are WebDataset shards, make it with: orchestrator data index {folder}"
+        shards = folder.with_name(f"{folder.name.split('.')[0]}-shards")
+        return f"images are packed into a folder of their own: orchestrator data pack {folder} {shards}"
+    return "make it with: " + kind.command.format(folder=folder)
 
 
 def _checked(folder: Path, content: dict[str, Any], kind: Kind) -> Index:

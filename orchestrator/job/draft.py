@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from orchestrator.errors import JobError
 from orchestrator.job import document, space
 from orchestrator.job.document import Path
+from orchestrator.job.hints import near_path
 from orchestrator.job.messages import Problem, problems
 from orchestrator.job.repair import KINDS, KNOWN_PATHS, STAND_INS, drop, kind_of, mend, of_stand_in, touches
 from orchestrator.job.resolved import job_to_dict
@@ -66,12 +67,13 @@ class Draft:
         path = tuple(key.split("."))
         if self.kind == "search" and path[:1] == _BASE and len(path) > 1:
             self.base_overrides.append(f"{key.partition('.')[2]}={value_text}")
+            self.set_paths.add(path)
             return
         known = KNOWN_PATHS[self.kind]
         if path not in known:
-            near = difflib.get_close_matches(key, [".".join(p) for p in sorted(known)], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            self.found.append((_last_line(), f"{_SET}: {dotted(path)}: must be a key of a job, got {show(key)}{hint}"))
+            of_base = {(*_BASE, *p) for p in KNOWN_PATHS["train"]} if self.kind == "search" else set()
+            text = f"must be a key of a job, got {show(key)}{near_path(path, known | of_base)}"
+            self.found.append((_last_line(), f"{_SET}: {dotted(path)}: {text}"))
             return
         value = document.read(value_text)
         for fault in value.faults:
@@ -82,6 +84,11 @@ class Draft:
             self.broken.add(path)
         self._put(path, value.value)
         self._expand()
+
+    def locate(self, key: str) -> str:
+        """How messages name a key: `jobs/x.yaml:14: train.lr`, or `--set: train.lr`."""
+        path = tuple(key.split("."))
+        return f"{_SET}: {key}" if self._from_set(path) else f"{self.place}:{self._line(path)}: {key}"
 
     def _put(self, path: Path, value: Any) -> None:
         section = self.raw

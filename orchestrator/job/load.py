@@ -35,6 +35,7 @@ __all__ = [
     "job_yaml",
     "load_any",
     "load_job",
+    "locate",
     "resolve_runs",
 ]
 
@@ -77,6 +78,15 @@ def load_job(
     if isinstance(job, SearchJob):
         raise JobError(f"{os.fspath(path)}: kind: must be train or transfer here, got 'search'")
     return job
+
+
+def locate(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Callable[[str], str]:
+    """What names the keys of a job that was loaded from these: `jobs/x.yaml:14: train.lr`, or `--set: train.lr`."""
+    name = os.fspath(path)
+    draft = Draft(name, document.read(_read_text(name)))
+    for override in overrides:
+        draft.override(override)
+    return draft.locate
 
 
 def job_from_values(values: dict[str, Any], place: str = "job") -> Job:

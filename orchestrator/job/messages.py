@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from orchestrator.job.document import Path
+from orchestrator.job.hints import SYNONYMS
 from orchestrator.job.show import show
 
 Root = type[BaseModel]
@@ -99,8 +100,8 @@ def _place(loc: Sequence[Any], raw: Any, root: Root) -> tuple[Path, str, type[Ba
     discriminator: Any = None
     rest = list(loc)
     while True:
-        whole, (kind, _) = kind, _bare(kind)
-        members = _members(kind)
+        whole, (kind, _) = kind, bare(kind)
+        members = members_of(kind)
         if len(members) > 1:
             if not rest:
                 break
@@ -108,7 +109,7 @@ def _place(loc: Sequence[Any], raw: Any, root: Root) -> tuple[Path, str, type[Ba
             if discriminator is not None:
                 kind = next(m for m in members if label in _literals(m, discriminator))
                 continue
-            model = next((m for m in members if _is_section(m)), None)
+            model = next((m for m in members if is_section(m)), None)
             if model is None or not isinstance(lookup(raw, path), dict):
                 break
             if label != model.__name__:
@@ -119,44 +120,47 @@ def _place(loc: Sequence[Any], raw: Any, root: Root) -> tuple[Path, str, type[Ba
             break
         key, *rest = rest
         path = (*path, str(key))
-        if _is_section(kind):
+        if is_section(kind):
             section = kind
             info = kind.model_fields.get(str(key))
             if info is None:
                 return path, "", section
-            kind, discriminator = _annotated(info), info.discriminator
+            kind, discriminator = annotated(info), info.discriminator
         else:
             kind = _item(kind, key)
     return path, describe(whole), section
 
 
-def _annotated(info: FieldInfo) -> Any:
+def annotated(info: FieldInfo) -> Any:
+    """The type of a field with the bounds that pydantic has taken out of it."""
     kind: Any = info.annotation
     for metadata in info.metadata:
         kind = Annotated[kind, metadata]
     return kind
 
 
-def _bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+def bare(kind: Any) -> tuple[Any, tuple[Any, ...]]:
     """A type without Annotated and without `| None`, and its metadata."""
     metadata: tuple[Any, ...] = ()
     while True:
         if get_origin(kind) is Annotated:
             kind, *more = get_args(kind)
             metadata = (*metadata, *more)
-        elif len(_members(kind)) == 1 and get_origin(kind) in (Union, UnionType):
-            kind = _members(kind)[0]
+        elif len(members_of(kind)) == 1 and get_origin(kind) in (Union, UnionType):
+            kind = members_of(kind)[0]
         else:
             return kind, metadata
 
 
-def _members(kind: Any) -> list[Any]:
+def members_of(kind: Any) -> list[Any]:
+    """What a union is made of, but for None; any other type alone."""
     if get_origin(kind) not in (Union, UnionType):
         return [kind]
     return [member for member in get_args(kind) if member is not type(None)]
 
 
-def _is_section(kind: Any) -> bool:
+def is_section(kind: Any) -> bool:
+    """Whether a type is a mapping with keys of its own."""
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
@@ -172,14 +176,14 @@ def _literals(section: Any, field: str) -> tuple[Any, ...]:
 
 
 def _tags(section: type[BaseModel], field: str, tag: str) -> tuple[str, ...]:
-    members = _members(section.model_fields[field].annotation)
+    members = members_of(section.model_fields[field].annotation)
     return tuple(value for member in members for value in _literals(member, tag))
 
 
 def describe(kind: Any) -> str:
     """What a type accepts, in words."""
-    kind, metadata = _bare(kind)
-    members = _members(kind)
+    kind, metadata = bare(kind)
+    members = members_of(kind)
     if len(members) > 1:
         return " or ".join(dict.fromkeys(describe(member) for member in members))
     if get_origin(kind) is Literal:
@@ -193,10 +197,10 @@ def describe(kind: Any) -> str:
             count = f"{limits['min_length']} to {limits['max_length']} " if "max_length" in limits else ""
             return f"a list of {count}{_plural(describe(items[0]))}"
         return f"a list of {len(items)} {_plural(describe(items[0]))}"
-    if _is_section(kind):
+    if is_section(kind):
         required = [n for n, f in kind.model_fields.items() if f.is_required()]
         return "{from_train: SHARE}" if required == ["from_train"] else "a mapping of keys"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Any: "values"}[kind]
     return " ".join([words, *_bounds(metadata)]).strip()
 
 
@@ -253,7 +257,7 @@ def _unknown_key(path: Path, section: type[BaseModel] | None, root: Root) -> str
     hff_only = path[:-1] == ("objective",) and key in _hff_keys(root)
     if hff_only:
         return f"must be left out (objective hff alone has it), got {show(key)}"
-    near = difflib.get_close_matches(key, known, n=1)
+    near = [SYNONYMS[key]] if SYNONYMS.get(key) in known else difflib.get_close_matches(key, known, n=1)
     if near:
         text += f"; did you mean {near[0]!r}?"
     elif owners:
@@ -264,7 +268,7 @@ def _unknown_key(path: Path, section: type[BaseModel] | None, root: Root) -> str
 
 
 def _hff_keys(root: Root) -> tuple[str, ...]:
-    members = _members(root.model_fields["objective"].annotation)
+    members = members_of(root.model_fields["objective"].annotation)
     return tuple(next(m for m in members if "hff" in _literals(m, "name")).model_fields)
 
 
@@ -275,7 +279,7 @@ def known_paths(root: Root) -> Iterator[Path]:
 
 def _paths(section: Any, path: Path) -> Iterator[Path]:
     for name, info in section.model_fields.items():
-        sections = [m for m in _members(_bare(_annotated(info))[0]) if _is_section(m)]
+        sections = [m for m in members_of(bare(annotated(info))[0]) if is_section(m)]
         yield (*path, name)
         for member in sections:
             yield from _paths(member, (*path, name))

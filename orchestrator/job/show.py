@@ -31,6 +31,11 @@ def show(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things: `1 shard`, `2 shards`, `2 epochs`."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def dotted(path: Sequence[str]) -> str:
     """A key path as `a.b.c`; a key that is no word is quoted."""
     return ".".join(key if _WORD.fullmatch(key) else show(key) for key in path)

@@ -14,9 +14,14 @@ from orchestrator.show.terminal import Follower
 
 
 @contextmanager
-def followed(folder: RunFolder, attempt: int, uri: str, run_id: str, out: TextIO | None) -> Iterator[None]:
-    """Show progress and send metrics to MLflow, from the files that the attempt's rank 0 writes."""
-    follower = Follower(folder.path, attempt, out)
+def followed(
+    folder: RunFolder, attempt: int, uri: str, run_id: str, out: TextIO | None, began: float
+) -> Iterator[None]:
+    """Show progress and send metrics to MLflow, from the files that the attempt's rank 0 writes.
+
+    `began` is when the command did, on the monotonic clock.
+    """
+    follower = Follower(folder.path, attempt, out, began=began)
     sink = tracking.EventSink(uri, run_id, folder.path)
     follower.start()
     sink.start()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import EXIT_DONE, JobError
-from orchestrator.job.load import Job, load_any, load_job
+from orchestrator.errors import EXIT_DONE, DataError, JobError
+from orchestrator.job.load import Job, load_any, load_job, locate
 from orchestrator.job.search import SearchJob
+from orchestrator.job.show import counted
 from orchestrator.run.folder import write_json
 
 
@@ -26,41 +29,84 @@ def run_command(
     job = load_any(job_path, overrides, tell=print)
     # Libraries warn about their own affairs; the user of a job sees our words only.
     warnings.simplefilter("ignore")
-    from orchestrator.launch.controls import wanted_controls
     from orchestrator.launch.local import torchrun_rank
 
-    origin = Path(job_path).absolute().parent
-    if isinstance(job, SearchJob):
-        from orchestrator.launch.search import run_search
-
-        if torchrun_rank() is not None:
-            raise JobError("kind: search places its own workers; run it without torchrun")
-        if seeds is not None:
-            raise JobError("--seeds: not with kind search; make train.seed a path of its space or search once per seed")
-        run_search(job, resume=resume, summary_path=summary_path, origin=origin)
-        return EXIT_DONE
+    if isinstance(job, SearchJob) and seeds is not None:
+        raise JobError("--seeds: not with kind search; make train.seed a path of its space or search once per seed")
     if torchrun_rank() is not None:
-        from orchestrator.launch.torchrun import run_under_torchrun
-
-        if seeds is not None:
-            raise JobError("--seeds: not under torchrun; start one torchrun per seed with --set train.seed=N")
-        if wanted_controls(job):
-            raise JobError("controls: not under torchrun; leave them out, or use cluster.launcher process or ray")
-        run_under_torchrun(job, resume=resume, summary_path=summary_path, origin=origin)
+        with placed(job_path, overrides):
+            _run_under_torchrun(job, seeds, resume=resume, summary_path=summary_path, origin=_origin(job_path))
         return EXIT_DONE
     if seeds is None:
-        _run_with_controls(job, resume=resume, summary_path=summary_path, origin=origin)
+        run_loaded(job, job_path, overrides, resume=resume, summary_path=summary_path)
         return EXIT_DONE
     summaries = []
     for seed in seeds:
-        extra = [f"train.seed={seed}", f"name={job.name}-seed-{seed}"]
-        one = load_job(job_path, [*overrides, *extra])
-        summaries.append(_run_with_controls(one, resume=resume, summary_path=None, origin=origin))
+        more = [*overrides, f"train.seed={seed}", f"name={job.name}-seed-{seed}"]
+        summaries.append(run_loaded(load_job(job_path, more), job_path, more, resume=resume))
     result = over_seeds(summaries)
     print(seeds_line(result))
     if summary_path is not None:
         write_json(summary_path, result)
     return EXIT_DONE
+
+
+def run_loaded(
+    job: Job | SearchJob,
+    job_path: str,
+    overrides: Sequence[str],
+    *,
+    resume: str,
+    summary_path: Path | None = None,
+) -> dict[str, Any]:
+    """Run a job that was loaded from `job_path` with `overrides` to its end, its controls too; returns its summary."""
+    origin = _origin(job_path)
+    with placed(job_path, overrides):
+        if isinstance(job, SearchJob):
+            from orchestrator.launch.search import run_search
+
+            return run_search(job, resume=resume, summary_path=summary_path, origin=origin)
+        return _run_with_controls(job, resume=resume, summary_path=summary_path, origin=origin)
+
+
+def run_file(job_path: str, changes: Mapping[str, Any], *, resume: str) -> dict[str, Any]:
+    """`orchestrator.run_job`: no process of torchrun, no warnings of libraries, values in place of words."""
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    job = load_any(job_path, overrides, tell=print)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return run_loaded(job, job_path, overrides, resume=resume)
+
+
+@contextmanager
+def placed(job_path: str, overrides: Sequence[str]) -> Iterator[None]:
+    """What is wrong with data at keys of the job is told with the line of each key."""
+    try:
+        yield
+    except DataError as error:
+        if not error.findings:
+            raise
+        where = locate(job_path, overrides)
+        raise DataError("\n".join(f"{where(key)}: {text}" for key, text in error.findings)) from error
+
+
+def _origin(job_path: str) -> Path:
+    return Path(job_path).absolute().parent
+
+
+def _run_under_torchrun(
+    job: Job | SearchJob, seeds: Sequence[int] | None, *, resume: str, summary_path: Path | None, origin: Path
+) -> None:
+    from orchestrator.launch.controls import wanted_controls
+    from orchestrator.launch.torchrun import run_under_torchrun
+
+    if isinstance(job, SearchJob):
+        raise JobError("kind: search places its own workers; run it without torchrun")
+    if seeds is not None:
+        raise JobError("--seeds: not under torchrun; start one torchrun per seed with --set train.seed=N")
+    if wanted_controls(job):
+        raise JobError("controls: not under torchrun; leave them out, or use cluster.launcher process or ray")
+    run_under_torchrun(job, resume=resume, summary_path=summary_path, origin=origin)
 
 
 def _run_with_controls(job: Job, *, resume: str, summary_path: Path | None, origin: Path) -> dict[str, Any]:
@@ -95,7 +141,7 @@ def seeds_line(result: dict[str, Any]) -> str:
             spread = result[metric]["deviation"]
             note = "" if spread is None else f" +- {spread:.4f}"
             parts.append(f"{metric} {result[metric]['mean']:.4f}{note}")
-    return f"{len(result['seeds'])} seeds: " + ", ".join(parts)
+    return f"{counted(len(result['seeds']), 'seed')}: " + ", ".join(parts)
 
 
 def eval_command(run: Path, location: str | None, json_path: Path | None) -> int:
@@ -105,7 +151,7 @@ def eval_command(run: Path, location: str | None, json_path: Path | None) -> int
     from orchestrator.show.terminal import percent
 
     result = evaluate_run(run, location)
-    print(f"{run.name} at step {result['step']}: {result['samples']} images of {result['data']}")
+    print(f"{run.name} at step {result['step']}: {counted(result['samples'], 'image')} of {result['data']}")
     for index, top1 in enumerate(result["layer_top1"]):
         print(f"  layer {index:>2}  top-1 {percent(top1)}")
     print(f"  network   top-1 {percent(result['top1'])}, top-5 {percent(result['top5'])}")

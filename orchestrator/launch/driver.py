@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from orchestrator.data.order import steps_per_epoch
 from orchestrator.errors import Interrupted, JobError, OrchestratorError
 from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
+from orchestrator.job.show import counted
 from orchestrator.launch import local
 from orchestrator.launch.beside import followed, stoppable
 from orchestrator.launch.elastic import Elastic
@@ -35,7 +37,7 @@ from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.pace import pace
 from orchestrator.show.plots import accuracy_plot
-from orchestrator.show.terminal import plan_table, result_table, stages_table
+from orchestrator.show.terminal import duration, plan_table, result_table, stages_table
 
 Launch = Callable[[Assignment], None]
 
@@ -65,6 +67,11 @@ class Drive:
     origin: Path
     launch: Launch | None
     part: Part
+    began: float = field(default_factory=time.monotonic)
+
+
+def _told(line: str) -> None:
+    print(line, flush=True)
 
 
 def run_job(
@@ -72,7 +79,7 @@ def run_job(
     *,
     resume: str = "auto",
     summary_path: Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _told,
     origin: Path | None = None,
     launch: Launch | None = None,
     part: Part | None = None,
@@ -146,9 +153,13 @@ def _drive(drive: Drive) -> dict[str, Any]:
     # MLflow takes seconds to open, and so does Ray.
     opening = threading.Thread(target=tracking.open_store, args=[_uri(drive)], name="tracking", daemon=True)
     opening.start()
+    if isinstance(session, RaySession):
+        drive.say(session.waiting)
     with session as ray:
         if isinstance(ray, RaySession):
             ray.check_resources()
+            since, workers = duration(time.monotonic() - drive.began), counted(job.cluster.workers, "worker")
+            drive.say(f"Ray is there {since} after the start; waiting for {workers} ...")
         elastic = _elastic(drive, ray, lambda workers: _plan(drive, shapes, datasets, workers))
         features = features_of(
             job, datasets, source, say=drive.say, event=folder.append_event, may_make=drive.launch is None
@@ -286,7 +297,7 @@ def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> 
     prepare.record_attempt(folder, attempt, first_step, assignment.run_id)
     uri, run_id = _uri(drive), assignment.run_id or ""
     with (
-        followed(folder, attempt.number, uri, run_id, drive.part.out),
+        followed(folder, attempt.number, uri, run_id, drive.part.out, drive.began),
         stoppable(folder, attempt.number, drive.job.train.max_hours, drive.say),
     ):
         try:

@@ -80,6 +80,12 @@ class RaySession:
         self._cluster = cluster
         self.own = False
 
+    @property
+    def waiting(self) -> str:
+        """A line for the time that connecting takes."""
+        address = os.environ.get("RAY_ADDRESS")
+        return f"Waiting for the Ray cluster at {address} ..." if address else "Starting Ray on this machine ..."
+
     def __enter__(self) -> RaySession:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from orchestrator.data.agree import open_all
 from orchestrator.data.decode import Fault
 from orchestrator.data.features import FeatureFolders, FeatureSet, FeatureSource
 from orchestrator.data.index import Index
@@ -26,7 +27,7 @@ from orchestrator.data.remote_index import RemoteShards, open_data
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, Foresee, ImageSource, Source, TrainStream, no_foresight
 from orchestrator.data.threads import loader_threads
-from orchestrator.errors import DataError, JobError
+from orchestrator.errors import JobError
 from orchestrator.job.network import vote_share
 from orchestrator.pipeline.stage import StageInput
 from orchestrator.run.classifier import framing, pixel_statistics
@@ -74,32 +75,28 @@ def prepare_embedded(data: dict[str, Any], runs: Path) -> None:
             pack("digits", folder)
 
 
-def _open(data: dict[str, Any], runs: Path, key: str) -> Index:
-    location = data[key]
-    try:
-        return open_data(embedded_folder(runs) if location == "digits" else location, cache=data.get("cache"))
-    except DataError as error:
-        raise DataError(f"data.{key}: {error}") from error
+def _open(data: dict[str, Any], runs: Path, location: str) -> Index:
+    return open_data(embedded_folder(runs) if location == "digits" else location, cache=data.get("cache"))
 
 
 def open_datasets(job: dict[str, Any]) -> Datasets:
     """Open the indexes of a job and check them against each other and against `data.expect`.
 
-    Raises DataError naming the key of the job.
+    Raises DataError naming the keys of the job.
     """
     data, runs = job["data"], Path(job["runs"])
-    train_index = _open(data, runs, "train")
+    indexes = open_all(data, partial(_open, data, runs))
+    train_index = indexes["train"]
     whole = np.arange(train_index.num_samples, dtype=np.int64)
     val: Part | None = None
     subset = whole
     if isinstance(data["val"], dict):
         subset, held_out = split_from_train(train_index, data["val"]["from_train"])
         val = Part(train_index, held_out)
-    elif data["val"] is not None:
-        val = _whole(_open(data, runs, "val"))
-    test = None if data["test"] is None else _whole(_open(data, runs, "test"))
+    elif "val" in indexes:
+        val = _whole(indexes["val"])
+    test = _whole(indexes["test"]) if "test" in indexes else None
     datasets = Datasets(Part(train_index, subset), val, test)
-    _check(datasets, data)
     share = vote_share(job["model"]["vote"], job["train"]["vote_from_train"], len(subset))
     return datasets if share is None else _with_vote(datasets, share)
 
@@ -113,32 +110,12 @@ def _with_vote(datasets: Datasets, share: float) -> Datasets:
 
 def open_classes(data: dict[str, Any], runs: Path) -> list[str]:
     """The names of the classes, in order."""
-    return list(_open(data, runs, "train").classes)
+    train_alone = {**data, "val": None, "test": None, "expect": None}
+    return list(open_all(train_alone, partial(_open, data, runs))["train"].classes)
 
 
 def _whole(index: Index) -> Part:
     return Part(index, np.arange(index.num_samples, dtype=np.int64))
-
-
-def _check(datasets: Datasets, data: dict[str, Any]) -> None:
-    for name, part in (("val", datasets.val), ("test", datasets.test)):
-        if part is not None and list(part.index.classes) != datasets.classes:
-            raise DataError(
-                f"data.{name}: its classes differ from those of data.train "
-                f"({len(part.index.classes)} against {len(datasets.classes)}); pack both from the same folders"
-            )
-    expect = data["expect"]
-    if expect is None:
-        return
-    found = {
-        "classes": len(datasets.classes),
-        "train_samples": datasets.train.index.num_samples,
-        "val_samples": None if datasets.val is None else len(datasets.val.subset),
-    }
-    for key, number in found.items():
-        stated = expect.get(key)
-        if stated is not None and number is not None and stated != number:
-            raise DataError(f"data.expect.{key}: the job states {stated}, the index has {number}")
 
 
 class Sources:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from orchestrator.errors import JobError, OrchestratorError
+from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.storage import write_atomically as write_atomically
 
 
@@ -129,6 +129,14 @@ class RunFolder:
                 self.path.rename(target)
                 return target
         raise OrchestratorError(f"{self.path}: cannot be renamed: too many replaced folders beside it")
+
+
+def existing_run(path: Path) -> RunFolder:
+    """The run in the folder `path`. Raises CheckpointError when it is none."""
+    folder = RunFolder(path)
+    if not folder.job.is_file():
+        raise CheckpointError(f"{path}: not a run folder (no job.yaml in it); give RUNS/NAME")
+    return folder
 
 
 class Lease:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hff.shapes import LayerShape
 from orchestrator.errors import JobError
@@ -18,7 +19,8 @@ from orchestrator.job.network import (
     known_train_samples,
     layer_shapes,
 )
-from orchestrator.job.schema import Cluster, Job
+from orchestrator.job.paths import is_remote
+from orchestrator.job.schema import Cluster, Expect, Job
 from orchestrator.pipeline.cost import CPU_CORE, GPU, LayerCost, Target
 from orchestrator.pipeline.plan import Plan, make_plan
 
@@ -103,6 +105,18 @@ def plan_for(
     )
 
 
+def _with_index(job: Job) -> Job:
+    """The job with what the index of its training images says, where it states nothing itself."""
+    place = job.data.train
+    if job.data.expect is not None or is_remote(place) or not (Path(place) / "index.json").exists():
+        return job
+    from orchestrator.data.index import open_index
+
+    index = open_index(place)
+    expect = Expect(train_samples=index.num_samples, classes=len(index.classes))
+    return job.model_copy(update={"data": job.data.model_copy(update={"expect": expect})})
+
+
 @dataclass(frozen=True)
 class Planned:
     """What a job says of itself without its data: layers, training images per epoch, classes."""
@@ -114,15 +128,16 @@ class Planned:
 
 
 def offline(job: Job) -> Planned:
-    """All that a plan needs, without looking at data.
+    """All that a plan needs: what the job states of its data, or else what a local index says of them.
 
-    Raises JobError when the job does not state how many images and classes there are.
+    Raises JobError when neither is there, DataError for an index that cannot be read.
     """
+    job = _with_index(job)
     samples, classes = known_train_samples(job), known_classes(job)
     if samples is None or classes is None:
         raise JobError(
-            "data.expect: must state train_samples and classes for a plan without data "
-            "(for example `expect: {train_samples: 50000, classes: 10}`)"
+            f"data.expect: must state train_samples and classes for a plan without data, and {job.data.train} has no "
+            "index here (for example `expect: {train_samples: 50000, classes: 10}`)"
         )
     job = resolved(job)
     return Planned(job, shapes_of(job, classes), samples, classes)

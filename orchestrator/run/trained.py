@@ -14,7 +14,7 @@ from orchestrator.job.resolved import job_to_dict
 from orchestrator.run import checkpoint, network
 from orchestrator.run.classifier import Classifier
 from orchestrator.run.datasets import open_classes
-from orchestrator.run.folder import RunFolder, read_json
+from orchestrator.run.folder import RunFolder, existing_run, read_json
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class TrainedRun:
 
 def trained_run(run: Path) -> TrainedRun:
     """Read a run folder. Raises CheckpointError when it is none, or has no whole checkpoint."""
-    folder = RunFolder(run)
-    if not folder.job.is_file():
-        raise CheckpointError(f"{run}: not a run folder (no job.yaml in it); give RUNS/NAME")
+    folder = existing_run(run)
     job = job_to_dict(load_job(folder.job))
     newest, _ = checkpoint.newest_valid(folder)
     if newest is None:

@@ -13,7 +13,8 @@ from orchestrator.errors import EXIT_DONE, JobError
 from orchestrator.job.load import load_job
 from orchestrator.job.resolved import flatten, job_to_dict
 from orchestrator.job.show import show
-from orchestrator.show.runs import run_folder, run_state
+from orchestrator.run.folder import existing_run
+from orchestrator.show.runs import run_state
 from orchestrator.show.terminal import amount, as_text, duration, percent
 
 _RESULTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -45,7 +46,7 @@ class Compared:
 
 
 def compare(runs: Sequence[Path]) -> int:
-    """Show two or more runs side by side. Raises JobError for fewer, and for folders that are no runs."""
+    """Show two or more runs side by side. Raises JobError for fewer, CheckpointError for folders that are none."""
     if len(runs) < 2:
         raise JobError(f"runs compare: needs two runs or more, got {len(runs)}")
     print(comparison([_read(run, label) for run, label in zip(runs, labels(runs), strict=True)]))
@@ -63,7 +64,7 @@ def labels(runs: Sequence[Path]) -> list[str]:
 
 
 def _read(run: Path, label: str) -> Compared:
-    folder = run_folder(run)
+    folder = existing_run(run)
     status, summary = run_state(folder)
     flat = flatten(job_to_dict(load_job(folder.job)))
     return Compared(label, status, summary, {key: value for key, value in flat.items() if key not in _LEFT_OUT})

@@ -13,6 +13,7 @@ from orchestrator.run.folder import RunFolder, read_json, write_atomically
 from orchestrator.show import html, plots, search_page
 from orchestrator.show.gantt import gantt
 from orchestrator.show.pace import pace
+from orchestrator.show.runs import run_state
 from orchestrator.show.terminal import amount, duration, percent
 
 
@@ -41,7 +42,6 @@ class _Run:
         self.summary: dict[str, Any] = read_json(folder.summary) or {}
         self.confusion: dict[str, Any] | None = read_json(folder.confusion)
         self.trace: dict[str, Any] | None = read_json(folder.trace)
-        self.progress: dict[str, Any] = read_json(folder.progress) or {}
         self.attempts: list[dict[str, Any]] = read_json(folder.attempts) or []
         self.job = folder.job.read_text(encoding="utf-8")
         self.events, _ = folder.read_events()
@@ -133,7 +133,7 @@ def _controls(controls: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _numbers(run: _Run) -> str:
     s = run.summary
-    status = s.get("status") or f"at step {run.progress.get('step', 0)} of {run.progress.get('steps_total', '?')}"
+    status, _ = run_state(RunFolder(run.path))
     rate = s.get("images_per_second")
     shown = {
         "status": status,

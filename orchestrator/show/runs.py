@@ -12,17 +12,12 @@ from typing import Any
 from rich.table import Table
 
 from orchestrator.errors import EXIT_DONE, CheckpointError, JobError, OrchestratorError
+from orchestrator.job.show import counted
 from orchestrator.run import checkpoint, tracking
-from orchestrator.run.folder import Lease, RunFolder, read_json
+from orchestrator.run.folder import Lease, RunFolder, existing_run, read_json
 from orchestrator.show.terminal import amount, as_text, duration, percent
 
-
-def run_folder(run: Path) -> RunFolder:
-    """The run in the folder `run`. Raises JobError when it is none."""
-    folder = RunFolder(run)
-    if not folder.job.is_file():
-        raise JobError(f"{run}: not a run folder (no job.yaml in it); give RUNS/NAME")
-    return folder
+_ACCURACIES = {"val_top1": "val top-1", "test_top1": "test top-1"}
 
 
 def run_state(folder: RunFolder) -> tuple[str, dict[str, Any]]:
@@ -31,7 +26,9 @@ def run_state(folder: RunFolder) -> tuple[str, dict[str, Any]]:
     if summary is not None:
         return str(summary["status"]), summary
     progress = read_json(folder.progress) or {}
-    return f"step {progress.get('step', 0)}/{progress.get('steps_total', '?')}", {}
+    if not progress.get("step"):
+        return "before its first step", {}
+    return f"step {progress['step']}/{progress['steps_total']}", {}
 
 
 def ls(runs: Path) -> int:
@@ -59,9 +56,10 @@ def ls(runs: Path) -> int:
 
 def show(run: Path) -> int:
     """One run: status, attempts, checkpoints with their validity."""
-    folder = run_folder(run)
+    folder = existing_run(run)
     status, s = run_state(folder)
-    print(f"{run.name}: {status}, val top-1 {percent(s.get('val_top1'))}")
+    accuracies = [f"{name} {percent(s[key])}" for key, name in _ACCURACIES.items() if s.get(key) is not None]
+    print(f"{run.resolve().name}: {', '.join([status, *accuracies])}")
     for attempt in read_json(folder.attempts) or []:
         print(f"  attempt {attempt['attempt']}: steps {attempt['first_step']} to {attempt['last_step']}")
     for step in checkpoint.steps_found(folder):
@@ -72,7 +70,7 @@ def show(run: Path) -> int:
 
 def verify(run: Path) -> int:
     """Check every hash of every checkpoint. Raises CheckpointError when one is wrong."""
-    folder = run_folder(run)
+    folder = existing_run(run)
     steps = checkpoint.steps_found(folder)
     damaged = []
     for step in steps:
@@ -80,27 +78,27 @@ def verify(run: Path) -> int:
         damaged += [f"{where.name}: {problem}" for problem in checkpoint.problems(where)]
     if damaged or not steps:
         raise CheckpointError(f"{run}: " + ("\n  ".join(damaged) if damaged else "has no checkpoint"))
-    print(f"{run}: {len(steps)} checkpoints, all hashes are right")
+    print(f"{run}: {counted(len(steps), 'checkpoint')}, all hashes are right")
     return EXIT_DONE
 
 
 def replay(run: Path) -> int:
     """Send to MLflow what it has not got yet."""
-    folder = run_folder(run)
+    folder = existing_run(run)
     attempts = read_json(folder.attempts) or []
     saved = read_json(folder.path / "tracking.json")
     if not attempts or saved is None:
         raise JobError(f"{run}: has not been tracked")
     count = tracking.replay_all(saved["uri"], attempts[-1]["run_id"], folder.path)
-    print(f"{run}: {count} events sent to {saved['uri']}")
+    print(f"{run}: {counted(count, 'event')} sent to {saved['uri']}")
     return EXIT_DONE
 
 
 def rm(runs: Sequence[Path], *, confirmed: bool, ask: Callable[[str], str] = input) -> int:
     """Delete run folders with their checkpoints, and nothing beside them; what MLflow has stays there.
 
-    Asks unless `confirmed`. Raises JobError for what is no run folder or cannot be asked, OrchestratorError for a
-    run that is being driven; then nothing of that run is deleted.
+    Asks unless `confirmed`. Raises JobError for a link and where nobody can be asked, CheckpointError for what is no
+    run folder, OrchestratorError for a run that is being driven; then nothing of that run is deleted.
     """
     folders = [_removable(run) for run in runs]
     for folder in folders:
@@ -121,7 +119,7 @@ def rm(runs: Sequence[Path], *, confirmed: bool, ask: Callable[[str], str] = inp
 def _removable(run: Path) -> RunFolder:
     if run.is_symlink():
         raise JobError(f"{run}: is a link, not a run folder; give the folder that it leads to, {run.resolve()}")
-    return RunFolder(run_folder(run).path.resolve())
+    return RunFolder(existing_run(run).path.resolve())
 
 
 def _size(folder: Path) -> int:

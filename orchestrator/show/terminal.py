@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.job.show import counted
 from orchestrator.run.folder import RunFolder
 
 _HEARTBEAT_S = 30.0
@@ -61,11 +62,12 @@ def plan_table(plan: dict[str, Any], layer_names: Sequence[str], *, job_name: st
             amount(stage["bytes_sent_per_step"], "B"),
         )
     head = (
-        f"Plan of {job_name}: {plan['workers']} workers, {len(plan['stages'])} stages, batches of "
-        f"{plan['global_batch_size']}, {plan['steps_per_epoch']} steps per epoch"
+        f"Plan of {job_name}: {counted(plan['workers'], 'worker')}, {counted(len(plan['stages']), 'stage')}, "
+        f"batches of {plan['global_batch_size']}, {counted(plan['steps_per_epoch'], 'step')} per epoch"
     )
     tail = (
-        f"Predicted {amount(plan['images_per_second'])} images/s, efficiency {plan['efficiency']:.2f} (1 is ideal); "
+        f"Predicted {amount(plan['images_per_second'])} images/s, scaling {plan['efficiency']:.2f} "
+        f"(1: the speed of one worker times {plan['workers']}); "
         f"stage {plan['limiting_stage']} sets the pace{_because(plan)}."
     )
     return f"{head}\n{as_text(table)}\n{tail}"
@@ -79,7 +81,7 @@ def _because(plan: dict[str, Any]) -> str:
 def scaling_table(plans: Sequence[dict[str, Any]], *, job_name: str, price_per_hour: float | None = None) -> str:
     """What to expect of each number of workers, one row each; `price_per_hour` is that of one worker."""
     table = Table(box=None, pad_edge=False, title_justify="left")
-    columns = ["workers", "replicas", "images/s", "efficiency", "epoch", "hours"]
+    columns = ["workers", "replicas", "images/s", "scaling", "epoch", "hours"]
     columns += [] if price_per_hour is None else ["cost"]
     for column in (*columns, "memory", "slowest", "most is lost to"):
         justify: Any = "left" if column in ("replicas", "most is lost to") else "right"
@@ -102,7 +104,10 @@ def scaling_table(plans: Sequence[dict[str, Any]], *, job_name: str, price_per_h
             lost,
         )
     head = f"Predicted for {job_name}, batches of {plans[0]['global_batch_size']}:"
-    tail = "replicas: of each stage; hours: of all workers, an epoch; memory: of the largest worker; slowest: its stage"
+    tail = (
+        "replicas: of each stage; scaling: images/s over those of one worker times workers; hours: of all workers, an\n"
+        "epoch; memory: of the largest worker; slowest: its stage"
+    )
     return f"{head}\n{as_text(table, width=140)}\n{tail}"
 
 
@@ -130,15 +135,13 @@ def result_table(summary: dict[str, Any], run_dir: Path, tracking_uri: str) -> s
         row = (str(layer["index"]), layer["name"], str(layer["stage"]), percent(layer["val_top1"]))
         table.add_row(*row, *votes[layer["index"] : layer["index"] + 1])
     lines = [f"Result of {summary['name']}", as_text(table)]
-    lines.append(
-        f"val top-1 {percent(summary['val_top1'])}, top-5 {percent(summary['val_top5'])}; "
-        f"test top-1 {percent(summary['test_top1'])}"
-    )
-    rate = summary["images_per_second"]
-    lines.append(
-        f"{summary['steps']} steps in {duration(summary['wall_seconds'])}, "
-        f"{'-' if rate is None else f'{rate:.0f}'} images/s, attempt {summary['attempts']}"
-    )
+    lines += [_accuracies(summary)] if _accuracies(summary) else []
+    rate, busy = summary["images_per_second"], summary["pipeline_efficiency"]
+    facts = [f"{counted(summary['steps'], 'step')} in {duration(summary['wall_seconds'])}"]
+    facts += [] if rate is None else [f"{rate:.0f} images/s"]
+    # Not the plan's scaling: this one compares a run with its own slowest stage, that one with a single worker.
+    facts += [] if busy is None else [f"pipeline efficiency {busy:.2f} (1: the slowest stage never waits)"]
+    lines.append(", ".join([*facts, f"attempt {summary['attempts']}"]))
     lines.append(f"Run folder   {run_dir}")
     lines.append(f"Report       orchestrator report {run_dir}")
     if tracking_uri.startswith("sqlite"):
@@ -146,6 +149,15 @@ def result_table(summary: dict[str, Any], run_dir: Path, tracking_uri: str) -> s
     else:
         lines.append(f"MLflow       {tracking_uri}")
     return "\n".join(lines)
+
+
+def _accuracies(summary: Mapping[str, Any]) -> str:
+    """The accuracies of the whole network that were measured."""
+    parts = []
+    for name in ("val", "test"):
+        found = [f"top-{k} {percent(v)}" for k in (1, 5) if (v := summary[f"{name}_top{k}"]) is not None]
+        parts += [f"{name} {', '.join(found)}"] if found else []
+    return "; ".join(parts)
 
 
 def stages_table(event: Mapping[str, Any], layer_names: Sequence[str]) -> str:
@@ -182,8 +194,9 @@ def _loader(loader: Mapping[str, Any] | None) -> str:
 class Follower:
     """Shows the progress of one attempt from the run folder, in a thread of the driver."""
 
-    def __init__(self, run_dir: Path, attempt: int, out: TextIO | None = None) -> None:
-        self._run_dir, self._attempt = run_dir, attempt
+    def __init__(self, run_dir: Path, attempt: int, out: TextIO | None = None, *, began: float | None = None) -> None:
+        """`began` is when the command did, by time.monotonic()."""
+        self._run_dir, self._attempt, self._command_began = run_dir, attempt, began
         self._out = out or sys.stdout
         self._live = self._out.isatty()
         self._folder = RunFolder(run_dir)
@@ -227,9 +240,12 @@ class Follower:
         if kind == "start":
             self._start = event
             self._began = (time.monotonic(), event["step"])
+            began = self._command_began
+            started = "" if began is None else f"; it took {duration(time.monotonic() - began)} to get here"
             return (
-                f"Training {event['steps_total'] - event['step']} steps, {event['epochs']} epochs of "
-                f"{event['samples_per_epoch']} images{_loader(event.get('loader'))}"
+                f"Training {counted(event['steps_total'] - event['step'], 'step')}, "
+                f"{counted(event['epochs'], 'epoch')} of {event['samples_per_epoch']} images"
+                f"{_loader(event.get('loader'))}{started}"
             )
         if kind == "epoch":
             layers = event["layer_val_top1"]

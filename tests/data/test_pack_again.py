@@ -229,7 +229,7 @@ def test_a_wrong_option_is_exit_2(tmp_path: Path, in_process: Command, option: t
 def test_the_command_tells_speed_and_time_left(tmp_path: Path, in_process: Command) -> None:
     result = in_process("data", "pack", "digits", tmp_path / "out", "--jobs", "1")
     assert re.search(r"packed 1797 of 1797 images, \d+ images/s", result.stderr)
-    assert re.search(r"1797 images, 10 classes, 1 shards, .* MB", result.stdout)
+    assert re.search(r"1797 images, 10 classes, 1 shard, .* MB", result.stdout)
 
 
 def test_processes_are_started_where_they_are_worth_it() -> None:

@@ -27,7 +27,36 @@ def test_help_is_fast_and_shows_examples(orchestrator: Command) -> None:
     assert result.returncode == 0
     assert "orchestrator run jobs/quickstart.yaml" in result.stdout
     assert "exit codes:" in result.stdout
-    assert child_seconds() - before < 2
+    assert child_seconds() - before < 0.5
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_gets_a_script_that_completes_commands_flags_and_files(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("quickstart", "stats", "--dry-run", "kuberay", "replay"):
+        assert (word in script) is (word != "quickstart"), word
+
+
+def test_bash_completes_with_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words: str) -> set[str]:
+        line = (
+            f"source {script}; COMP_WORDS=(orchestrator {' '.join(words)}); COMP_CWORD={len(words)}; "
+            "$(complete -p orchestrator | sed 's/.*-F \\([^ ]*\\).*/\\1/') orchestrator; echo ${COMPREPLY[@]}"
+        )
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT, check=True)
+        return {word.strip() for word in done.stdout.split()}
+
+    assert {"plan", "predict"} <= completed("p")
+    assert completed("data", "ver") == {"verify"}
+    assert "--workers" in completed("plan", "--w")
+    assert "jobs/quickstart.yaml" in completed("run", "jobs/qu")
 
 
 def test_check_answers_offline_in_two_seconds_without_torch() -> None:
@@ -81,7 +110,6 @@ def test_several_numbers_of_workers_give_a_list_of_plans(tmp_path: Path) -> None
             ["plan", "jobs/imagenet.yaml", "--set", "cluster.memory_gb=1"],
             "no split of the 10 layers among 8 workers fits",
         ),
-        (["report", "jobs"], "jobs: not a run folder"),
         (["runs", "ls", "nowhere"], "nowhere: no such folder of runs"),
     ],
 )
@@ -91,6 +119,28 @@ def test_a_bad_command_says_what_is_wrong_and_exits_2(
     monkeypatch.chdir(ROOT)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "jobs"],
+        ["predict", "jobs", "x.png"],
+        ["export", "jobs", "--format", "safetensors"],
+        ["report", "jobs"],
+        ["report", "jobs", "docs"],
+        *(["runs", action, "jobs"] for action in ("show", "verify", "replay")),
+        ["runs", "compare", "jobs", "docs"],
+        ["runs", "rm", "jobs", "--yes"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_no_run_is_refused_by_every_command_in_the_same_words(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(words) == 4
+    assert capsys.readouterr().err == "jobs: not a run folder (no job.yaml in it); give RUNS/NAME\n"
 
 
 def test_a_bad_job_ends_with_its_message_alone_and_exit_code_2(orchestrator: Command) -> None:
@@ -152,7 +202,7 @@ def test_a_plan_for_many_workers_shows_where_it_stops_scaling(
     )
     assert plans[-1]["limiting_factor"] == "sums over replicas"
     shown = capsys.readouterr().out
-    for words in ("images/s", "efficiency", "hours", "memory", "sums over replicas"):
+    for words in ("images/s", "scaling", "hours", "memory", "sums over replicas"):
         assert words in shown
     hours = plans[1]["worker_hours_per_epoch"]
     assert f"{2.5 * hours:.2f}" in shown

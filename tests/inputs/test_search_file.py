@@ -64,6 +64,7 @@ ROWS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...], str]] = {
     "population based training": ((("space:", "scheduler: {name: pbt}\nspace:"),), (), "PATH:12: scheduler.name: must be one of asha, median, none, got 'pbt'"),
     "bad base": ((("lr: 1e-3", "lr: -1"),), (), "PATH:10: base.train.lr: must be > 0, got -1"),
     "bad override of the base": ((), ("base.train.lr=-1",), "--set: base.train.lr: must be > 0, got -1"),
+    "last word of a value of the base": ((), ("lr=1",), "--set: lr: must be a key of a job, got 'lr'; did you mean 'base.train.lr'?"),
     "layerwise, not sequential": ((LAYERWISE,), (), "PATH:3: base: must have train.schedule sequential with strategy layerwise, which settles one layer after the other, got 'simultaneous'"),
     "layerwise over a value of the whole": ((SEQUENTIAL, LAYERWISE, (MARGIN, "  train.seed: {randint: [0, 9]}\n")), (), f"PATH:16: space.train.seed: must be a value that a layer can have of its own ({LAYER_PATHS}) with strategy layerwise, got 'train.seed'"),
     "layerwise without epochs": ((SEQUENTIAL, LAYERWISE, ("epochs: 4", "steps: 40")), (), "PATH:3: base: must give its duration in train.epochs with strategy layerwise"),

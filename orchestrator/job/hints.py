@@ -1,0 +1,31 @@
+"""What a user may have meant by a key that there is not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+from orchestrator.job.document import Path
+
+# What other tools call it, where no likeness of letters would lead to our word.
+SYNONYMS = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "gpu": "use_gpu",
+    "gpus": "use_gpu",
+    "num_workers": "workers",
+    "batch_size": "global_batch_size",
+}
+
+
+def near_path(path: Path, known: Collection[Path]) -> str:
+    """A hint at the known key path that an unknown one may mean: where its last word is a key, or the most similar."""
+    word = SYNONYMS.get(path[-1], path[-1])
+    owners = sorted((p for p in known if p[-1] == word), key=lambda p: (p[:-1] != path[:-1], len(p), p[0] != "train"))
+    near = [".".join(p) for p in owners[:1]] or difflib.get_close_matches(
+        ".".join(path), [".".join(p) for p in sorted(known)], n=1
+    )
+    if not near and len(path) == 1:
+        last = difflib.get_close_matches(word, sorted({p[-1] for p in known}), n=1, cutoff=0.7)
+        near = [".".join(min((p for p in known if p[-1] == last[0]), key=lambda p: (len(p), p)))] if last else []
+    return f"; did you mean {near[0]!r}?" if near else ""

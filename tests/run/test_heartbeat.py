@@ -1,0 +1,43 @@
+"""What the thread beside the loop writes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.run import heartbeat
+from orchestrator.run.context import LocalContext
+from orchestrator.run.folder import RunFolder
+from orchestrator.run.heartbeat import Heartbeat
+from tests.stores import wait_until
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "PERIOD_S", 0.02)
+
+
+def hang_in_a_function_with_a_name(ended: threading.Event) -> None:
+    ended.wait(60)
+
+
+def test_a_worker_that_makes_no_step_writes_where_its_threads_are(tmp_path: Path) -> None:
+    folder, ended = RunFolder(tmp_path), threading.Event()
+    stacks = folder.stacks_file(3, 1)
+    thread = threading.Thread(target=hang_in_a_function_with_a_name, args=(ended,))
+    thread.start()
+    with Heartbeat(folder, 3, LocalContext(rank=1, world_size=2), stall_s=0.3) as beat:
+        beat.state.update(phase="evaluate", step=7)
+        time.sleep(0.5)
+        assert not stacks.exists(), "an evaluation makes no steps"
+        for step in range(8, 16):
+            beat.state.update(phase="train", step=step)
+            time.sleep(0.05)
+        assert not stacks.exists(), "it goes on"
+        wait_until(lambda: stacks.exists() and "hang_in_a_function_with_a_name" in stacks.read_text())
+        assert stacks.read_text().startswith("rank 1: no step since step 15")
+    ended.set()
+    thread.join()

@@ -1,0 +1,76 @@
+"""The lines that a run shows say what is meant, and nothing about what is not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.job.show import counted
+from orchestrator.show.terminal import Follower, plan_table, result_table, scaling_table
+
+STAGE = {
+    "index": 0, "layers": [0, 0], "replicas": 1, "parameters": 10, "memory_bytes": 10, "compute_share": 1.0,
+    "bytes_sent_per_step": 0,
+}  # fmt: skip
+PLAN = {
+    "workers": 1, "global_batch_size": 50, "steps_per_epoch": 27, "images_per_second": 100.0, "efficiency": 0.8,
+    "limiting_stage": 0, "limiting_factor": "none", "losses": {}, "stages": [STAGE], "worker_hours_per_epoch": 1.0,
+    "epoch_seconds": 3.0,
+}  # fmt: skip
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "x", "layers": [], "val_top1": 0.5, "val_top5": 0.75, "test_top1": None, "test_top5": None, "steps": 1,
+        "wall_seconds": 2.0, "images_per_second": 9.0, "pipeline_efficiency": 0.875, "attempts": 1, **changes,
+    }  # fmt: skip
+
+
+def test_one_thing_is_not_spoken_of_as_several() -> None:
+    assert [counted(n, "shard") for n in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
+    head = plan_table(PLAN, ["conv0"], job_name="x").splitlines()[0]
+    assert head == "Plan of x: 1 worker, 1 stage, batches of 50, 27 steps per epoch"
+
+
+def test_the_two_efficiencies_have_two_names_and_each_says_what_one_means() -> None:
+    plan = plan_table(PLAN, ["conv0"], job_name="x")
+    assert "scaling 0.80 (1: the speed of one worker times 1)" in plan
+    table = scaling_table([PLAN, {**PLAN, "workers": 2}], job_name="x")
+    assert "scaling: images/s over those of one worker times workers" in table
+    assert "efficiency" not in plan + table
+    result = result_table(summary(), Path("runs/x"), "sqlite:///x.db")
+    assert "1 step in 2 s, 9 images/s, pipeline efficiency 0.88 (1: the slowest stage never waits), attempt 1" in result
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, "val top-1 50.00 %, top-5 75.00 %"),
+        ({"test_top1": 0.25, "test_top5": 1.0}, "val top-1 50.00 %, top-5 75.00 %; test top-1 25.00 %, top-5 100.00 %"),
+        ({"val_top1": None, "val_top5": None, "test_top1": 0.25}, "test top-1 25.00 %"),
+    ],
+)
+def test_accuracies_that_were_not_measured_are_not_spoken_of(changes: dict[str, Any], line: str) -> None:
+    assert line in result_table(summary(**changes), Path("runs/x"), "sqlite:///x.db").splitlines()
+
+
+def test_a_run_without_any_accuracy_has_no_line_for_it() -> None:
+    without = {"val_top1": None, "val_top5": None, "images_per_second": None, "pipeline_efficiency": None}
+    result = result_table(summary(**without), Path("runs/x"), "sqlite:///x.db")
+    assert "top-1" not in result.replace("val top-1", "", 1), "the head of the table of layers alone"
+    assert "1 step in 2 s, attempt 1" in result.splitlines()
+
+
+def test_the_first_line_of_training_says_how_long_it_took_to_get_there(tmp_path: Path) -> None:
+    start = {"event": "start", "step": 0, "steps_total": 1, "epochs": 1, "samples_per_epoch": 50, "time": 0}
+    out = io.StringIO()
+    follower = Follower(tmp_path, 1, out, began=time.monotonic() - 43)
+    (tmp_path / "events.jsonl").write_text(json.dumps(start) + "\n")
+    follower.start()
+    follower.stop()
+    assert out.getvalue() == "Training 1 step, 1 epoch of 50 images; it took 43 s to get here\n"
