@@ -215,7 +215,7 @@ def test_a_failing_job_ends_with_our_message_and_our_exit_code(cluster: Cluster)
     job = ["jobs/quickstart.yaml", "--set", "data.train=nowhere", "--set", "name=failing"]
     failed = cluster.submit("--submission-id", "failing", "--", *job)
     assert failed.returncode != 0
-    message = f"data.train: {cluster.repository / 'nowhere'}: no index.json there"
+    message = f"--set: data.train: {cluster.repository / 'nowhere'}: no index.json there"
     lines = _log(cluster, "failing").strip().splitlines()
     assert lines[-1].startswith(message), lines
     code = f"""
