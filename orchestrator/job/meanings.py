@@ -23,6 +23,8 @@ MEANINGS: dict[str, str] = {
     "data.mean": "What is taken from each channel, of pixels from 0 to 1.",
     "data.std": "What each channel is then divided by.",
     "data.loader_threads": "Threads of each first-stage worker that decode images; auto: measured at the start.",
+    "data.loader_processes": "Processes that make the batches in place of threads; 0: threads.",
+    "data.decoded_cache_mb": "Memory of a worker in MB for decoded images, where all of them fit; 0: none.",
     "data.prefetch_batches": "Batches that are decoded ahead.",
     "data.bad_sample_budget": "Share of an epoch's images that may fail to decode; more end the run.",
     "data.shuffle_labels": "Train on permuted labels, as a control: accuracy must fall to chance.",
