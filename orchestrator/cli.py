@@ -118,6 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
     actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("ls", help="all runs of a folder")
     listing.add_argument("folder", metavar="RUNS", type=Path, nargs="?", default=Path("runs"))
+    listing.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     for name, text in (
         ("show", "one run with its checkpoints"),
         ("verify", "check every hash of every checkpoint"),
@@ -125,6 +126,8 @@ def make_parser() -> argparse.ArgumentParser:
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("run", metavar="RUN", type=Path)
+        if name == "show":
+            action.add_argument("--json", action="store_true", help="JSON instead of text")
     action = actions.add_parser("compare", help="results and differing job keys of several runs side by side")
     action.add_argument("runs", metavar="RUN", type=Path, nargs="+")
     action = actions.add_parser("rm", help="delete run folders; MLflow keeps what it has")
@@ -304,18 +307,16 @@ def _runs(arguments: argparse.Namespace) -> int:
     from orchestrator.show import runs
 
     if arguments.action == "ls":
-        return runs.ls(arguments.folder)
+        return runs.ls(arguments.folder, as_json=arguments.json)
+    if arguments.action == "show":
+        return runs.show(arguments.run, as_json=arguments.json)
     if arguments.action == "rm":
         return runs.rm(arguments.runs, confirmed=arguments.yes)
     if arguments.action == "compare":
         from orchestrator.show.compare import compare
 
         return compare(arguments.runs)
-    actions: dict[str, Callable[[Path], int]] = {
-        "show": runs.show,
-        "verify": runs.verify,
-        "replay": runs.replay,
-    }
+    actions: dict[str, Callable[[Path], int]] = {"verify": runs.verify, "replay": runs.replay}
     return actions[arguments.action](arguments.run)
 
 

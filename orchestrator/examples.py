@@ -126,7 +126,7 @@ examples:
 """,
     "runs ls": """\
 example:
-  orchestrator runs ls runs
+  orchestrator runs ls runs --json
 """,
     "runs show": """\
 example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -31,40 +32,55 @@ def run_state(folder: RunFolder) -> tuple[str, dict[str, Any]]:
     return f"step {progress['step']}/{progress['steps_total']}", {}
 
 
-def ls(runs: Path) -> int:
-    """All runs, one row each."""
+def ls(runs: Path, *, as_json: bool = False) -> int:
+    """All runs, one row each, as a table or as a JSON list."""
     if not runs.is_dir():
         raise JobError(f"{runs}: no such folder of runs")
+    rows = [_row(RunFolder(path)) for path in sorted(p.parent for p in runs.glob("*/job.yaml"))]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return EXIT_DONE
     table = Table(box=None, pad_edge=False)
     for column in ("run", "status", "val top-1", "test top-1", "images/s", "time", "attempts"):
         table.add_column(column, justify="left" if column in ("run", "status") else "right")
-    for path in sorted(p.parent for p in runs.glob("*/job.yaml")):
-        status, s = run_state(RunFolder(path))
-        rate = s.get("images_per_second")
+    for row in rows:
+        rate, seconds, attempts = row["images_per_second"], row["wall_seconds"], row["attempts"]
         table.add_row(
-            path.name,
-            status,
-            percent(s.get("val_top1")),
-            percent(s.get("test_top1")),
+            row["run"],
+            row["status"],
+            percent(row["val_top1"]),
+            percent(row["test_top1"]),
             "-" if rate is None else f"{rate:.0f}",
-            duration(s["wall_seconds"]) if s else "-",
-            str(s.get("attempts", "-")),
+            "-" if seconds is None else duration(seconds),
+            "-" if attempts is None else str(attempts),
         )
     print(as_text(table))
     return EXIT_DONE
 
 
-def show(run: Path) -> int:
-    """One run: status, attempts, checkpoints with their validity."""
+def _row(folder: RunFolder) -> dict[str, Any]:
+    """What a listing says of a run; what is not known yet is None."""
+    status, summary = run_state(folder)
+    keys = (*_ACCURACIES, "images_per_second", "wall_seconds", "attempts")
+    return {"run": folder.path.resolve().name, "status": status, **{key: summary.get(key) for key in keys}}
+
+
+def show(run: Path, *, as_json: bool = False) -> int:
+    """One run: status, attempts, checkpoints with their validity; as text or as JSON."""
     folder = existing_run(run)
-    status, s = run_state(folder)
-    accuracies = [f"{name} {percent(s[key])}" for key, name in _ACCURACIES.items() if s.get(key) is not None]
-    print(f"{run.resolve().name}: {', '.join([status, *accuracies])}")
-    for attempt in read_json(folder.attempts) or []:
-        print(f"  attempt {attempt['attempt']}: steps {attempt['first_step']} to {attempt['last_step']}")
-    for step in checkpoint.steps_found(folder):
-        wrong = checkpoint.problems(checkpoint.step_folder(folder, step))
-        print(f"  checkpoint at step {step}: {'valid' if not wrong else '; '.join(wrong)}")
+    row, attempts = _row(folder), read_json(folder.attempts) or []
+    wrong = {step: checkpoint.problems(checkpoint.step_folder(folder, step)) for step in checkpoint.steps_found(folder)}
+    if as_json:
+        checkpoints = [{"step": step, "problems": found} for step, found in wrong.items()]
+        print(json.dumps({**row, "attempt_list": attempts, "checkpoints": checkpoints}, indent=1))
+        return EXIT_DONE
+    accuracies = [f"{name} {percent(row[key])}" for key, name in _ACCURACIES.items() if row[key] is not None]
+    print(f"{row['run']}: {', '.join([row['status'], *accuracies])}")
+    for attempt in attempts:
+        last = "on" if attempt["last_step"] is None else f"to {attempt['last_step']}"
+        print(f"  attempt {attempt['attempt']}: steps {attempt['first_step']} {last}")
+    for step, found in wrong.items():
+        print(f"  checkpoint at step {step}: {'; '.join(found) or 'valid'}")
     return EXIT_DONE
 
 

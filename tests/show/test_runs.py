@@ -115,6 +115,38 @@ def test_rm_deletes_the_runs_it_was_given_and_follows_no_link_out_of_them(
     assert (outside / "precious").read_text() == "x"
 
 
+def test_a_listing_says_how_far_each_run_is_as_a_table_and_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish(made(tmp_path, "done"), 0.91, [0.91])
+    made(tmp_path, "killed")
+    (made(tmp_path, "running") / "progress.json").write_text('{"step": 3, "steps_total": 54}')
+    assert main(["runs", "ls", str(tmp_path)]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table[1] == ["done", "finished", "91.00", "%", "-", "1234", "1:15", "-"]
+    assert table[2][:5] == ["killed", "before", "its", "first", "step"]
+    assert table[3][:3] == ["running", "step", "3/54"]
+    assert main(["runs", "ls", "--json", str(tmp_path)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["status"] for row in rows] == ["finished", "before its first step", "step 3/54"]
+    assert (rows[0]["val_top1"], rows[0]["images_per_second"], rows[1]["val_top1"]) == (0.91, 1234.4, None)
+
+
+def test_a_run_that_was_killed_shows_its_attempts_and_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path, "killed")
+    (run / "attempts.json").write_text('[{"attempt": 1, "first_step": 0, "last_step": null, "run_id": "x"}]')
+    (run / "checkpoints" / "step_000000007").mkdir(parents=True)
+    assert main(["runs", "show", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["killed: before its first step", "  attempt 1: steps 0 on"]
+    assert lines[2].startswith("  checkpoint at step 7: ") and "valid" not in lines[2]
+    assert main(["runs", "show", str(run), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["run"], shown["attempt_list"][0]["last_step"], shown["checkpoints"][0]["step"]) == ("killed", None, 7)
+
+
 def test_rm_refuses_a_run_that_is_being_driven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = made(tmp_path, "busy")
     with Lease(RunFolder(run)):
