@@ -13,6 +13,7 @@ from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
 from orchestrator.examples import add_examples
 
+
 class _Parser(argparse.ArgumentParser):
     """argparse with our way of saying that a command is wrong."""
 
@@ -135,7 +136,7 @@ def make_parser() -> argparse.ArgumentParser:
     action.add_argument("--yes", action="store_true", help="do not ask")
 
     completion = commands.add_parser("completion", help="a script that completes commands in a shell")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.add_argument("shell", choices=("bash", "zsh"))
     add_examples(parser)
     return parser
 

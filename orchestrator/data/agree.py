@@ -26,7 +26,8 @@ class Look:
 def look(data: Mapping[str, Any]) -> Look:
     """Look at the local sets of a resolved data section, at their indexes alone; URLs are not asked."""
     indexes: dict[str, Index] = {}
-    missing, wrong = [], []
+    missing: list[Finding] = []
+    wrong: list[Finding] = []
     for key in _SETS:
         place = data[key]
         if not isinstance(place, str) or place == paths.DIGITS or paths.is_remote(place):

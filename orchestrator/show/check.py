@@ -16,12 +16,11 @@ def check_command(path: str, overrides: Sequence[str]) -> int:
     Raises JobError for a job that is not valid, DataError for an index that is not what the job states.
     """
     job = load_any(path, overrides, tell=print)
-    is_search = isinstance(job, SearchJob)
-    data = job.base["data"] if is_search else job_to_dict(job)["data"]
+    within, data = ("base.", job.base["data"]) if isinstance(job, SearchJob) else ("", job_to_dict(job)["data"])
     where, found = locate(path, overrides), look(data)
 
     def placed(key: str) -> str:
-        return where(f"base.{key}" if is_search else key)
+        return where(within + key)
 
     if found.wrong:
         raise DataError("\n".join(f"{placed(key)}: {text}" for key, text in found.wrong))

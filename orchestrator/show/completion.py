@@ -14,7 +14,7 @@ _FOLDERS = ("RUN", "RUNS", "OUT", "FOLDER")
 
 
 def completion_command(parser: argparse.ArgumentParser, shell: str) -> int:
-    """Print the script for one of shtab's shells; returns the exit code."""
+    """Print the script for bash or zsh; returns the exit code."""
     for _, command in commands(parser):
         for action in command._actions:
             kind = shtab.FILE if action.metavar in _FILES else shtab.DIRECTORY if action.metavar in _FOLDERS else None

@@ -30,7 +30,7 @@ def test_help_is_fast_and_shows_examples(orchestrator: Command) -> None:
     assert child_seconds() - before < 0.5
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_a_shell_gets_a_script_that_completes_commands_flags_and_files(
     shell: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,9 +72,7 @@ def test_run_refuses_all_missing_data_at_once_with_their_lines(in_process: Comma
         (".hidden", "make it with: orchestrator data pack SOURCE {0}"),
     ],
 )
-def test_the_remedy_fits_what_lies_there_instead(
-    in_process: Command, tmp_path: Path, inside: str, remedy: str
-) -> None:
+def test_the_remedy_fits_what_lies_there_instead(in_process: Command, tmp_path: Path, inside: str, remedy: str) -> None:
     folder = tmp_path / "mine"
     (folder / inside).parent.mkdir(parents=True)
     (folder / inside).touch()
@@ -117,9 +115,10 @@ def test_the_data_of_a_search_are_looked_at_where_its_base_names_them(
 
 
 def test_a_plan_takes_images_and_classes_from_a_local_index(in_process: Command, tmp_path: Path, packed: Path) -> None:
-    path, out = job(tmp_path, packed), tmp_path / "plan.json"
-    assert in_process("plan", path, "--json", out).returncode == 0
-    assert json.loads(out.read_text())["steps_per_epoch"] == 2, "half of the six images, two a step"
+    out = tmp_path / "plan.json"
+    for val, steps in ((packed, 3), ("{from_train: 0.3}", 2)):
+        assert in_process("plan", job(tmp_path, packed, val), "--json", out).returncode == 0
+        assert json.loads(out.read_text())["steps_per_epoch"] == steps, "six or four images, two a step"
     result = in_process("plan", job(tmp_path, tmp_path / "nowhere"))
     assert result.returncode == 2
     assert "data.expect: must state train_samples and classes" in result.stderr

@@ -15,8 +15,8 @@ from orchestrator.job.repair import KNOWN_PATHS
 from tests.conftest import ROOT
 
 MINIMAL = {
-    "train": "kind: train\nname: x\ndata: digits\nmodel: {arch: vgg, widths: [8]}\nobjective: {name: hff}\n"
-    "train: {epochs: 1, global_batch_size: 10, lr: 1}\n",
+    "train": "kind: train\nname: x\ndata: {train: a, image_size: 8}\nmodel: {arch: vgg, widths: [8]}\n"
+    "objective: {name: hff}\ntrain: {epochs: 1, global_batch_size: 10, lr: 1}\n",
     "transfer": "kind: transfer\nname: x\ndata: {train: a}\nmodel: {backbone: resnet18}\nobjective: {name: hff}\n"
     "train: {epochs: 1, global_batch_size: 10, lr: 1}\n",
 }
@@ -35,7 +35,9 @@ def test_the_page_is_what_the_schema_gives() -> None:
 @pytest.mark.parametrize("kind", sorted(KNOWN_PATHS))
 def test_every_key_of_a_kind_is_there_with_a_meaning(kind: str) -> None:
     rows = {row.path.replace(".N.", ".").replace(".PATH.", "."): row for row in rows_of(kind)}
-    sections = {".".join(p) for p in KNOWN_PATHS[kind] if any(len(q) > len(p) and q[: len(p)] == p for q in KNOWN_PATHS[kind])}
+    sections = {
+        ".".join(p) for p in KNOWN_PATHS[kind] if any(len(q) > len(p) and q[: len(p)] == p for q in KNOWN_PATHS[kind])
+    }
     assert {".".join(path) for path in KNOWN_PATHS[kind]} - sections <= rows.keys()
     assert [path for path, row in rows.items() if not row.meaning] == [], "add them to orchestrator/job/meanings.py"
 
@@ -54,7 +56,9 @@ def test_the_defaults_are_those_that_a_job_without_the_keys_gets(kind: str, tmp_
         row.path: None if row.default == "none" else yaml.safe_load(row.default)
         for heading, _, rows in tables(kind)
         for row in rows
-        if row.default != "required" and " in each channel" not in row.default and not heading.endswith((": ce", ": bp", ": mlp"))
+        if row.default != "required"
+        and " in each channel" not in row.default
+        and not heading.endswith((": ce", ": bp", ": mlp"))
     }
     compared = {key: value for key, value in told.items() if key in job and key not in ("runs", "train.epochs")}
     assert len(compared) > 40
