@@ -33,7 +33,6 @@ def build(config_file: Path, out: Path) -> None:
     build_site(load_config(str(config_file), site_dir=str(out)))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_site_builds_with_every_link_in_it(tmp_path: Path) -> None:
     build(ROOT / "mkdocs.yml", tmp_path / "site")
@@ -42,7 +41,6 @@ def test_the_site_builds_with_every_link_in_it(tmp_path: Path) -> None:
     assert "train.global_batch_size" in (tmp_path / "site/job-reference.html").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("link", ["[x](nowhere.md)", "[x](data.md#no-such-part)"])
 def test_a_broken_link_breaks_the_site(link: str, tmp_path: Path) -> None:
