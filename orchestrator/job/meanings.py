@@ -101,6 +101,7 @@ MEANINGS: dict[str, str] = {
     # cluster
     "cluster.launcher": "ray: a local Ray, or the one at RAY_ADDRESS; process: processes of this machine without Ray.",
     "cluster.workers": "Processes that compute.",
+    "cluster.min_workers": "Least workers of an elastic job; `workers: {min: A, max: B}` sets it and `workers`.",
     "cluster.stages": "Parts of the pipeline; auto: the plan chooses.",
     "cluster.replicas": "Workers that share each stage, from the first on; default: the plan chooses.",
     "cluster.layers": "Layers (or blocks) of each stage, from the first on; default: the plan chooses.",
