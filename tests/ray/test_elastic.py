@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.conftest import Command, environment, started
-from tests.faults.soak import free_port
 from tests.runs import assert_same_bits, summary_of, wait_for_step
 from tests.stores import wait_until
 
@@ -36,8 +35,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 1, "include_dashboard": False, "port": free_port()}
-    made = Cluster(initialize_head=True, head_node_args=head)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         yield made
     finally:
