@@ -19,8 +19,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hff.architectures import HeadOptions, build_layers
+    from hff.architectures import HeadOptions, OwnHead, build_layers
     from hff.audit import LocalityError, LocalityReport, audit_locality
+    from hff.exits import calibrate, exit_curve
+    from hff.goodness import GoodnessHead, GoodnessLayer, write_labels
     from hff.layers import Frozen, LocalLayer
     from hff.local import LocalUpdate, local_forward_backward, local_update, make_optimizer
     from hff.network import GreedyNetwork
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Frozen": "layers",
+    "GoodnessHead": "goodness",
+    "GoodnessLayer": "goodness",
     "GreedyNetwork": "network",
     "Head": "objectives",
     "HeadOptions": "architectures",
@@ -44,12 +48,15 @@ _HOME = {
     "LocalityError": "audit",
     "LocalityReport": "audit",
     "MlpOptions": "shapes",
+    "OwnHead": "architectures",
     "PrototypeHead": "objectives",
     "VggOptions": "shapes",
     "audit_locality": "audit",
     "build_layers": "architectures",
+    "calibrate": "exits",
     "derive_seed": "randomness",
     "describe": "shapes",
+    "exit_curve": "exits",
     "fit_vote_weights": "votes",
     "learning_rate": "schedules",
     "local_forward_backward": "local",
@@ -58,10 +65,13 @@ _HOME = {
     "margin_loss": "sphere",
     "normalise": "sphere",
     "prototype_scores": "sphere",
+    "write_labels": "goodness",
 }
 
 __all__ = [
     "Frozen",
+    "GoodnessHead",
+    "GoodnessLayer",
     "GreedyNetwork",
     "Head",
     "HeadOptions",
@@ -73,12 +83,15 @@ __all__ = [
     "LocalityError",
     "LocalityReport",
     "MlpOptions",
+    "OwnHead",
     "PrototypeHead",
     "VggOptions",
     "audit_locality",
     "build_layers",
+    "calibrate",
     "derive_seed",
     "describe",
+    "exit_curve",
     "fit_vote_weights",
     "learning_rate",
     "local_forward_backward",
@@ -87,6 +100,7 @@ __all__ = [
     "margin_loss",
     "normalise",
     "prototype_scores",
+    "write_labels",
 ]
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
+from hff.goodness import GoodnessHead, GoodnessLayer
 from hff.layers import LocalLayer, conv_body, linear_body
 from hff.objectives import Head, LinearHead, PrototypeHead
 from hff.randomness import derive_seed, seeded
@@ -16,7 +18,10 @@ from hff.shapes import HeadShape, LayerShape, MlpOptions, Options, describe
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """What every local head is; the fields after `num_classes` concern prototypes, the last one both kinds."""
+    """What every local head is: `prototype`, `linear`, or `goodness` (`sharpness` and `threshold`).
+
+    The fields from `prototypes_per_class` on concern prototypes, `label_smoothing` linear heads too.
+    """
 
     kind: str = "prototype"
     num_classes: int = 10
@@ -28,16 +33,34 @@ class HeadOptions:
     learn_scale: bool = True
     sharpness: float = 10.0
     label_smoothing: float = 0.0
+    threshold: float = 1.0
 
     @property
     def shape(self) -> HeadShape:
         return HeadShape(self.kind, self.num_classes, self.prototypes_per_class)
 
 
+@dataclass(frozen=True)
+class OwnHead:
+    """A head class of the user's own, made as `kind(features, num_classes, grid=..., **options)`."""
+
+    kind: type[Head]
+    num_classes: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> HeadShape:
+        # Its size is its own affair; a linear head's stands for it.
+        return HeadShape("linear", self.num_classes)
+
+
+AnyHead = HeadOptions | OwnHead
+
+
 def build_layers(
     options: Options,
     input_shape: Sequence[int],
-    head: HeadOptions | Sequence[HeadOptions],
+    head: AnyHead | Sequence[AnyHead],
     *,
     seed: int,
     block_size: int = 1,
@@ -49,21 +72,25 @@ def build_layers(
     `head` is that of every unit, or one for each. Units are float32 on the CPU. Raises ValueError where the shapes
     do not fit.
     """
-    shape = head.shape if isinstance(head, HeadOptions) else [own.shape for own in head]
+    shape = [own.shape for own in head] if isinstance(head, Sequence) else head.shape
     bodies = describe(options, input_shape, HeadShape("linear", 1))
     units = describe(options, input_shape, shape, block_size, end_to_end)
     size = len(bodies) if end_to_end else block_size
     wanted = range(len(units)) if only is None else only
-    layers = []
+    layers: list[LocalLayer] = []
     for index in wanted:
         with seeded(derive_seed(seed, "init", index)):
             first = index * size
             numbers = range(first, min(first + size, len(bodies)))
             made = [_body(options, n, bodies[n]) for n in numbers]
-            own = head if isinstance(head, HeadOptions) else head[index]
+            own = head[index] if isinstance(head, Sequence) else head
             body = made[0] if len(made) == 1 else nn.Sequential(*made)
             grid = 1 if isinstance(options, MlpOptions) else options.head_grid
-            layers.append(LocalLayer(units[index].name, body, make_head(own, units[index].head_features, grid)))
+            made_head = make_head(own, units[index].head_features, grid)
+            if isinstance(made_head, GoodnessHead):
+                layers.append(GoodnessLayer(units[index].name, body, made_head, entry=index == 0))
+            else:
+                layers.append(LocalLayer(units[index].name, body, made_head))
     return layers
 
 
@@ -80,11 +107,19 @@ def _body(options: Options, index: int, shape: LayerShape) -> nn.Module:
     )
 
 
-def make_head(head: HeadOptions, features: int, grid: int, prefix_tokens: int = 0) -> Head:
+def make_head(head: AnyHead, features: int, grid: int, prefix_tokens: int = 0) -> Head:
     """A local head over `features` numbers, which it sees of maps pooled to `grid` x `grid`."""
-    made = _linear(head, features, grid) if head.kind == "linear" else _prototypes(head, features, grid)
+    made = _own(head, features, grid) if isinstance(head, OwnHead) else _MAKERS[head.kind](head, features, grid)
     made.prefix_tokens = prefix_tokens
     return made
+
+
+def _own(head: OwnHead, features: int, grid: int) -> Head:
+    return head.kind(features, head.num_classes, grid=grid, **head.options)
+
+
+def _goodness(head: HeadOptions, features: int, grid: int) -> GoodnessHead:
+    return GoodnessHead(head.num_classes, threshold=head.threshold, sharpness=head.sharpness)
 
 
 def _linear(head: HeadOptions, features: int, grid: int) -> LinearHead:
@@ -105,3 +140,10 @@ def _prototypes(head: HeadOptions, features: int, grid: int) -> PrototypeHead:
         sharpness=head.sharpness,
         label_smoothing=head.label_smoothing,
     )
+
+
+_MAKERS: Mapping[str, Callable[[HeadOptions, int, int], Head]] = {
+    "prototype": _prototypes,
+    "linear": _linear,
+    "goodness": _goodness,
+}

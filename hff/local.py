@@ -78,7 +78,7 @@ def _forward_backward(
         loss_sum = layer.head.loss(logit_BC, target).sum()
     with phase("gradient"):
         torch.autograd.backward(loss_sum / count)
-    correct = (logit_BC.detach().argmax(dim=1) == target).sum()
+    correct = layer.head.correct(logit_BC.detach(), target).sum()
     return LocalUpdate(y.detach(), loss_sum.detach(), correct)
 
 

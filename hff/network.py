@@ -58,6 +58,30 @@ class GreedyNetwork(nn.Module):
         ]
         return torch.stack(votes).sum(dim=0)
 
+    @torch.no_grad()
+    def early_exit(self, x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        """Class (B,) and last computed layer (B,) of each sample, computing no layer for those that have left.
+
+        A sample leaves behind the first layer where the probability of the class, by the votes so far, is at least
+        `threshold` (`hff.exits` calibrates it), or behind the last.
+        """
+        chosen = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        left_at = torch.zeros_like(chosen)
+        still = torch.arange(len(x), device=x.device)
+        vote: Tensor | None = None
+        for index, (layer, weight) in enumerate(zip(self._layers(), self.weights, strict=True)):
+            x = layer(x)
+            log_prob_BC = torch.log_softmax(layer.logits(x).float(), dim=1)
+            if weight:
+                vote = weight * log_prob_BC if vote is None else vote + weight * log_prob_BC
+            confidence_B, choice_B = torch.softmax(log_prob_BC if vote is None else vote, dim=1).max(dim=1)
+            chosen[still], left_at[still] = choice_B, index
+            stays = confidence_B < threshold
+            still, x, vote = still[stays], x[stays], None if vote is None else vote[stays]
+            if not len(still):
+                break
+        return chosen, left_at
+
     def train_step(self, x: Tensor, target: Tensor, optimizers: Sequence[torch.optim.Optimizer]) -> list[LocalUpdate]:
         """One greedy step: each layer trains on the batch and hands on its output."""
         updates = []

@@ -67,7 +67,7 @@ class Head(nn.Module):
     # Tokens at the front of (B, N, D) that stand for no place in the image.
     prefix_tokens = 0
 
-    def __init__(self, features: int, num_classes: int, grid: int, label_smoothing: float) -> None:
+    def __init__(self, features: int, num_classes: int, grid: int, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.features, self.num_classes = features, num_classes
         self.grid, self.label_smoothing = grid, label_smoothing
@@ -90,6 +90,10 @@ class Head(nn.Module):
     def loss(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
         """Loss of each sample, (B,)."""
         return F.cross_entropy(logit_BC, target_B, reduction="none", label_smoothing=self.label_smoothing)
+
+    def correct(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
+        """Which samples are classified rightly, (B,) bool: what the accuracy of training counts."""
+        return logit_BC.argmax(dim=1) == target_B
 
     def constrain_(self) -> None:
         """Bring the parameters back to where they belong after an update."""

@@ -47,11 +47,15 @@ class HeadShape:
     prototypes_per_class: int = 1
 
     def parameters(self, features: int) -> int:
+        if self.kind == "goodness":
+            return 0
         if self.kind == "linear":
             return self.num_classes * (features + 1)
         return self.num_classes * self.prototypes_per_class * features + 1
 
     def flops(self, features: int) -> int:
+        if self.kind == "goodness":
+            return 2 * features
         prototypes = self.prototypes_per_class if self.kind == "prototype" else 1
         return 2 * self.num_classes * prototypes * features
 
@@ -103,6 +107,8 @@ def describe(
     units: list[LayerShape] = []
     for start in range(0, len(bodies), size):
         own = head if isinstance(head, HeadShape) else head[len(units)]
+        if own.kind == "goodness" and own.num_classes > math.prod(input_shape):
+            raise ValueError(f"{own.num_classes} labels do not fit into images of {math.prod(input_shape)} numbers")
         group = bodies[start : start + size]
         features = head_features(group[-1].output, grid)
         units.append(

@@ -90,6 +90,11 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("eval", help="classify a data set with a finished run's network")
     evaluate.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     evaluate.add_argument("--data", metavar="OUT", help="shards to classify instead of the job's own val data")
+    evaluate.add_argument(
+        "--early-exit",
+        action="store_true",
+        help="also what is saved when sure samples leave early: accuracy against compute (needs model.vote fitted)",
+    )
     evaluate.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
 
     predict = commands.add_parser("predict", help="classify image files; shows how every layer voted")
@@ -257,7 +262,7 @@ def _data(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     from orchestrator.launch.command import eval_command
 
-    return eval_command(arguments.run, arguments.data, arguments.json)
+    return eval_command(arguments.run, arguments.data, arguments.json, with_exits=arguments.early_exit)
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.job import backbones, network
+from orchestrator.job import backbones, network, objective_rules
 from orchestrator.job.show import show
 
 if TYPE_CHECKING:
@@ -88,24 +88,12 @@ def _steps(job: Job) -> int | None:
     return None if per_epoch is None or train.epochs is None else train.epochs * per_epoch
 
 
-def _end_to_end(job: Job) -> Found:
-    if job.objective.name != "bp":
-        return
-    if job.cluster.stages not in ("auto", 1):
-        yield (
-            "cluster.stages",
-            f"must be 1 or auto with objective bp, got {job.cluster.stages}",
-        )
-    if job.train.schedule != "simultaneous":
-        yield "train.schedule", f"must be simultaneous with objective bp, got {show(job.train.schedule)}"
-
-
 def _mesh(job: Job) -> Found:
     workers, stages, layers = job.cluster.workers, job.cluster.stages, network.units(job)
-    if job.cluster.replicas is not None or stages == "auto" or (job.objective.name == "bp" and stages > 1):
+    if job.cluster.replicas is not None or stages == "auto" or (network.one_stage(job) and stages > 1):
         return
     if layers is not None and stages > layers:
-        yield "cluster.stages", f"must be at most {layers}, the number of {_units(job)}, got {stages}"
+        yield "cluster.stages", f"must be at most {layers}, the number of {network.unit_words(job)}, got {stages}"
     elif workers < stages:
         yield "cluster.workers", f"must be at least cluster.stages ({stages}), got {workers}; nearest: {stages}"
 
@@ -120,7 +108,8 @@ def _replicas(job: Job) -> Found:
     elif layers is not None and len(replicas) > layers:
         yield (
             "cluster.replicas",
-            f"must have at most {layers} numbers, one for each of the {_units(job)}, got {show(list(replicas))}",
+            f"must have at most {layers} numbers, one for each of the {network.unit_words(job)}, "
+            f"got {show(list(replicas))}",
         )
     elif sum(replicas) != job.cluster.workers:
         yield (
@@ -161,7 +150,7 @@ def _stage_layers(job: Job) -> Found:
     elif replicas is not None and len(layers) != len(replicas):
         yield "cluster.layers", f"must have as many numbers as cluster.replicas ({len(replicas)}), {got}"
     elif units is not None and sum(layers) != units:
-        yield "cluster.layers", f"must add up to {units}, the number of {_units(job)}, {got}: {sum(layers)}"
+        yield "cluster.layers", f"must add up to {units}, the number of {network.unit_words(job)}, {got}: {sum(layers)}"
     elif len(layers) > job.cluster.workers:
         yield (
             "cluster.layers",
@@ -189,14 +178,10 @@ def _divisors(batch: int, value: int) -> str:
     return f"{below}" if above is None else f"{below} and {above}"
 
 
-def _units(job: Job) -> str:
-    size = network.block_size(job)
-    return "layers" if size == 1 else f"blocks of {size} layers"
-
-
 def _batch(job: Job) -> Found:
     workers, batch = job.cluster.workers, job.train.global_batch_size
-    single = job.cluster.stages == 1 or (job.cluster.stages == "auto" and network.units(job) == 1)
+    one = network.one_stage(job) or network.units(job) == 1
+    single = job.cluster.stages == 1 or (job.cluster.stages == "auto" and one)
     if single and job.cluster.replicas is None and batch % workers:
         yield (
             "train.global_batch_size",
@@ -230,7 +215,7 @@ def _votes(job: Job) -> Found:
     if isinstance(vote, str):
         return
     if layers is not None and len(vote) != layers:
-        yield "model.vote", f"must have one weight for each of the {layers} {_units(job)}, got {len(vote)}"
+        yield "model.vote", f"must have one weight for each of the {layers} {network.unit_words(job)}, got {len(vote)}"
     elif not any(vote):
         yield "model.vote", f"must have a weight > 0, got {show(list(vote))}"
 
@@ -290,47 +275,6 @@ def _views(job: Job) -> Found:
         yield "features.views", f"must be 1 without data.augment (all views would be the same), got {views}"
 
 
-_HFF_ALONE = ("margin", "scale", "sharpness", "prototypes_per_class")
-
-
-def _per_layer(job: Job) -> Found:
-    layers = network.units(job)
-    if layers is not None and len(job.per_layer) > layers:
-        yield (
-            "per_layer",
-            f"must have at most one entry for each of the {layers} {_units(job)}, got {len(job.per_layer)}",
-        )
-    for i, own in enumerate(job.per_layer):
-        for key in _HFF_ALONE:
-            if own is not None and getattr(own, key) is not None and job.objective.name != "hff":
-                yield (
-                    f"per_layer.{i}.{key}",
-                    f"must be left out (objective hff alone has it), got {getattr(own, key):g}",
-                )
-        if job.objective.name == "hff" and own is not None and own.scale is not None:
-            low, high = job.objective.scale_min, job.objective.scale_max
-            if not low <= own.scale <= high:
-                yield (
-                    f"per_layer.{i}.scale",
-                    f"must be from objective.scale_min ({low:g}) to objective.scale_max ({high:g}), got {own.scale:g}",
-                )
-
-
-def _scale(job: Job) -> Found:
-    objective = job.objective
-    if objective.name != "hff":
-        return
-    if objective.scale_min > objective.scale_max:
-        low, high = f"{objective.scale_min:g}", f"{objective.scale_max:g}"
-        yield "objective.scale_min", f"must be at most objective.scale_max ({high}), got {low}"
-    elif not objective.scale_min <= objective.scale <= objective.scale_max:
-        low, high = f"{objective.scale_min:g}", f"{objective.scale_max:g}"
-        yield (
-            "objective.scale",
-            f"must be from scale_min ({low}) to scale_max ({high}), got {objective.scale:g}",
-        )
-
-
 def _digits(job: Job) -> Found:
     expect = job.data.expect
     if job.data.train != "digits" or expect is None:
@@ -371,7 +315,12 @@ _MESH = ("cluster.workers", "cluster.stages", "cluster.replicas", *_UNITS)
 RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (_DURATION, _duration),
     ((*_DURATION, *_WARMUP, "data.train", "data.val", "data.expect"), _warmup),
-    (("objective.name", "cluster.stages", "train.schedule"), _end_to_end),
+    (
+        ("objective.name", "cluster.stages", "cluster.replicas", "cluster.layers", "train.schedule"),
+        objective_rules.one_stage,
+    ),
+    (("objective.name", "model.norm", "model.backbone"), objective_rules.goodness),
+    (("objective",), objective_rules.own_class),
     (_MESH, _mesh),
     ((*_MESH, "train.global_batch_size"), _replicas),
     ((*_MESH, "cluster.layers"), _stage_layers),
@@ -383,8 +332,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("data.channels", "data.mean", "data.std"), _channels),
     (("data.augment", "data.image_size"), _augment),
     (("features", "data.augment", "model.freeze"), _views),
-    (("objective",), _scale),
-    (("per_layer", "objective", *_UNITS), _per_layer),
+    (("objective",), objective_rules.scale),
+    (("per_layer", "objective", *_UNITS), objective_rules.per_layer),
     (("model.backbone", "objective.name", "objective.block_size"), _backbone),
     (("data.train", "data.expect"), _digits),
     (("data.val", "data.expect"), _expected_val),

@@ -56,6 +56,9 @@ class Draft:
         # A backbone's data section fills in the shorthand by itself, in its own size.
         if "data" in self.raw and self.kind == "train":
             self.raw["data"] = expand_digits(self.raw["data"])
+        objective = self.raw.get("objective")
+        if isinstance(objective, dict) and "file" in objective:
+            self.raw["objective"] = {"name": "own"} | objective
 
     def override(self, text: str) -> None:
         """Apply one `key.path=value`."""
@@ -70,7 +73,7 @@ class Draft:
             self.set_paths.add(path)
             return
         known = KNOWN_PATHS[self.kind]
-        if path not in known:
+        if path not in known and not self._own_option(path):
             of_base = {(*_BASE, *p) for p in KNOWN_PATHS["train"]} if self.kind == "search" else set()
             text = f"must be a key of a job, got {show(key)}{near_path(path, known | of_base)}"
             self.found.append((_last_line(), f"{_SET}: {dotted(path)}: {text}"))
@@ -90,6 +93,11 @@ class Draft:
         path = tuple(key.split("."))
         return f"{_SET}: {key}" if self._from_set(path) else f"{self.place}:{self._line(path)}: {key}"
 
+    def _own_option(self, path: Path) -> bool:
+        """Whether a path may be an option of the user's own objective: its class knows them, not the schema."""
+        objective = self.raw.get("objective")
+        return path[:1] == ("objective",) and len(path) == 2 and isinstance(objective, dict) and "file" in objective
+
     def _put(self, path: Path, value: Any) -> None:
         section = self.raw
         for key in path[:-1]:
@@ -107,7 +115,12 @@ class Draft:
             raise self._error()
         return job
 
-    def search(self, load: Callable[[str, list[str]], Job], resolve: Callable[[Job], Job]) -> SearchJob:
+    def fault(self, key: str, text: str) -> JobError:
+        """The error of a job whose values are fine, for what they name is not; `key` is dotted."""
+        self._add(tuple(key.split(".")), text)
+        return self._error()
+
+    def search(self, load: Callable[[str, list[str]], Job], resolve: Callable[[Job, Draft], Job]) -> SearchJob:
         """The valid search; `load` reads its base from a file, `resolve` makes an inline base's paths absolute.
 
         Raises JobError with all problems.
@@ -141,7 +154,7 @@ class Draft:
         if self.found:
             raise self._error()
 
-    def _inline_base(self, given: dict[str, Any], resolve: Callable[[Job], Job]) -> None:
+    def _inline_base(self, given: dict[str, Any], resolve: Callable[[Job, Draft], Job]) -> None:
         lines = {path[1:]: line for path, line in self.lines.items() if path[:1] == _BASE}
         # What trials are called and where they lie is the search's affair.
         given = {"kind": "train", "name": "trial"} | given
@@ -149,7 +162,7 @@ class Draft:
             draft = Draft(self.place, document.Document(given, lines), within=(*self.within, *_BASE))
             for override in self.base_overrides:
                 draft.override(override)
-            self.raw["base"] = job_to_dict(resolve(draft.job()))
+            self.raw["base"] = job_to_dict(resolve(draft.job(), draft))
         except JobError as error:
             self.broken.add(_BASE)
             self.found += [(self._line(_BASE), line) for line in str(error).splitlines()]

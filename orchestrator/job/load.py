@@ -10,8 +10,9 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from orchestrator.errors import JobError
-from orchestrator.job import document, paths
+from orchestrator.job import document, own_objective, paths
 from orchestrator.job.draft import Draft
+from orchestrator.job.objectives import OwnObjective
 from orchestrator.job.resolved import (
     INTERPRETER_LINE,
     differences,
@@ -61,10 +62,10 @@ def load_any(
         base = paths.base_folder(name)
         search = draft.search(
             lambda given, more: load_job(paths.absolute(given, base), more),
-            lambda job: _resolve(name, job, lambda line: None),
+            lambda job, inner: _resolve(name, job, lambda line: None, inner),
         )
         return search.model_copy(update=_resolved_places(name, search, tell))
-    return _resolve(name, draft.job(), tell)
+    return _resolve(name, draft.job(), tell, draft)
 
 
 def load_job(
@@ -102,7 +103,7 @@ def resolve_runs(job_path: str | os.PathLike[str], job: Job) -> str:
     return paths.runs_folder(os.fspath(job_path), job.runs)[0]
 
 
-def _resolve(name: str, job: Job, tell: Callable[[str], None]) -> Job:
+def _resolve(name: str, job: Job, tell: Callable[[str], None], draft: Draft) -> Job:
     base = paths.base_folder(name)
     update: dict[str, Any] = _resolved_places(name, job, tell)
     places: dict[str, Any] = {
@@ -116,7 +117,25 @@ def _resolve(name: str, job: Job, tell: Callable[[str], None]) -> Job:
     update["data"] = job.data.model_copy(update=places)
     if isinstance(job.model, BackboneModel) and isinstance(job.model.pretrained, str):
         update["model"] = job.model.model_copy(update={"pretrained": paths.absolute(job.model.pretrained, base)})
+    if isinstance(job.objective, OwnObjective):
+        update["objective"] = _found_objective(name, job.objective, draft)
     return job.model_copy(update=update)
+
+
+def _found_objective(name: str, objective: OwnObjective, draft: Draft) -> OwnObjective:
+    """The objective with the absolute path of its file (relative to the job file) and the hash. Raises JobError."""
+    path = paths.absolute(objective.file, FilePath(os.path.abspath(name)).parent)
+    try:
+        source = own_objective.read(path)
+    except ValueError as error:
+        raise draft.fault("objective.file", str(error)) from None
+    wrong = own_objective.class_fault(source, path, (objective.model_extra or {}).get("class"))
+    if wrong is not None:
+        raise draft.fault(f"objective.{wrong[0]}", wrong[1])
+    found = own_objective.sha256(source)
+    if objective.sha256 not in (None, found):
+        raise draft.fault("objective.sha256", f"must be that of {path} ({found}) or left out, got {objective.sha256}")
+    return objective.model_copy(update={"file": path, "sha256": found})
 
 
 def _resolved_places(name: str, job: Job | SearchJob, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -254,9 +254,10 @@ def _unknown_key(path: Path, section: type[BaseModel] | None, root: Root) -> str
     key = path[-1]
     text = f"must be a known key, got {show(key)}"
     owners = [".".join(p[:-1]) for p in known_paths(root) if p[-1] == key and p[:-1] != path[:-1]]
-    hff_only = path[:-1] == ("objective",) and key in _hff_keys(root)
-    if hff_only:
-        return f"must be left out (objective hff alone has it), got {show(key)}"
+    objectives = _objectives_with(key, root) if path[:-1] == ("objective",) else []
+    if objectives:
+        have = f"objective {objectives[0]} alone has" if len(objectives) == 1 else f"{', '.join(objectives)} alone have"
+        return f"must be left out ({have} it), got {show(key)}"
     near = [SYNONYMS[key]] if SYNONYMS.get(key) in known else difflib.get_close_matches(key, known, n=1)
     if near:
         text += f"; did you mean {near[0]!r}?"
@@ -267,9 +268,10 @@ def _unknown_key(path: Path, section: type[BaseModel] | None, root: Root) -> str
     return text
 
 
-def _hff_keys(root: Root) -> tuple[str, ...]:
+def _objectives_with(key: str, root: Root) -> list[str]:
+    """The names of the objectives that have a key."""
     members = members_of(root.model_fields["objective"].annotation)
-    return tuple(next(m for m in members if "hff" in _literals(m, "name")).model_fields)
+    return [name for member in members if key in member.model_fields for name in _literals(member, "name")]
 
 
 def known_paths(root: Root) -> Iterator[Path]:

@@ -46,6 +46,8 @@ def head_shape(job: Job, num_classes: int | None, layer: int = 0) -> HeadShape:
     from hff.shapes import HeadShape
 
     classes = ASSUMED_CLASSES if num_classes is None else num_classes
+    if job.objective.name == "ff":
+        return HeadShape("goodness", classes)
     if job.objective.name != "hff":
         return HeadShape("linear", classes, 1)
     own = job.per_layer[layer] if layer < len(job.per_layer) else None
@@ -75,7 +77,18 @@ def layer_shapes(job: Job, num_classes: int | None) -> tuple[LayerShape, ...]:
 
 def block_size(job: Job) -> int:
     """Bodies that share one head and one loss."""
-    return 1 if job.objective.name == "bp" else job.objective.block_size
+    return int(getattr(job.objective, "block_size", 1))
+
+
+def one_stage(job: Job) -> bool:
+    """Whether every worker has all layers: nothing is passed between them."""
+    return job.objective.name in ("bp", "ff")
+
+
+def unit_words(job: Job) -> str:
+    """What `units` counts, in words."""
+    size = block_size(job)
+    return "layers" if size == 1 else f"blocks of {size} layers"
 
 
 def own_model(job: Job) -> OwnModel | None:

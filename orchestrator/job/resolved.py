@@ -95,7 +95,9 @@ def decisive(job: Mapping[str, Any]) -> dict[str, Any]:
     data = {key: value for key, value in dict(job["data"]).items() if key not in _FREE_DATA}
     if not isinstance(data.get("val"), dict):
         data.pop("val", None)
-    return _as_before(kept | {"data": data})
+    # An own objective is known by the hash of its file.
+    objective = {key: value for key, value in dict(job["objective"]).items() if key != "file"}
+    return _as_before(kept | {"data": data, "objective": objective})
 
 
 def _as_before(values: dict[str, Any]) -> dict[str, Any]:

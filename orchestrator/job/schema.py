@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from orchestrator.job import checks, paths
-
-_LARGE = 2**31 - 1
-
-Natural = Annotated[int, Field(ge=0, le=_LARGE)]
-Count = Annotated[int, Field(ge=1, le=_LARGE)]
-Width = Annotated[int, Field(ge=1, le=65536)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-OpenShare = Annotated[float, Field(gt=0, lt=1)]
+from orchestrator.job.objectives import AnyObjective
+from orchestrator.job.section import (
+    LARGE,
+    Count,
+    Decay,
+    Natural,
+    NonNegative,
+    OpenShare,
+    Positive,
+    Section,
+    Share,
+    Width,
+    Words,
+    words,
+)
 
 
 def _whole(value: Any) -> Any:
@@ -29,12 +33,6 @@ def _whole(value: Any) -> Any:
     if type(value) is not int:
         raise PydanticCustomError("whole", "must be a whole number")
     return value
-
-
-def _words(text: str) -> str:
-    if not text or any(ord(c) < 32 or ord(c) == 127 for c in text):
-        raise PydanticCustomError("words", "must be text, not empty, without control characters")
-    return text
 
 
 def _run_name(text: str) -> str:
@@ -67,17 +65,10 @@ def _tracking_uri(text: str) -> str:
     return text
 
 
-Words = Annotated[str, AfterValidator(_words)]
 RunName = Annotated[str, AfterValidator(_run_name)]
-Location = Annotated[str, AfterValidator(_words), AfterValidator(_location)]
-RunsFolder = Annotated[str, AfterValidator(_words), AfterValidator(_runs_folder)]
-TrackingUri = Annotated[str, AfterValidator(_words), AfterValidator(_tracking_uri)]
-
-
-class Section(BaseModel):
-    """A mapping of a job file: unknown keys, other types, NaN and later changes are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+Location = Annotated[str, AfterValidator(words), AfterValidator(_location)]
+RunsFolder = Annotated[str, AfterValidator(words), AfterValidator(_runs_folder)]
+TrackingUri = Annotated[str, AfterValidator(words), AfterValidator(_tracking_uri)]
 
 
 class FromTrain(Section):
@@ -100,7 +91,7 @@ class Expect(Section):
 
     train_samples: Count
     val_samples: Count | None = None
-    classes: Annotated[int, Field(ge=2, le=_LARGE)]
+    classes: Annotated[int, Field(ge=2, le=LARGE)]
 
 
 class Cache(Section):
@@ -225,36 +216,6 @@ class BackboneModel(Model):
     top_norm: Literal["batch", "layer", "none"] = "batch"
 
 
-class HffObjective(Section):
-    """Prototypes on the unit sphere, one loss per layer (or per block of `block_size` layers)."""
-
-    name: Literal["hff"]
-    prototypes_per_class: Annotated[int, Field(ge=1, le=1024)] = 1
-    margin: Annotated[float, Field(ge=0, le=2)] = 0.0
-    scale: Positive = 32.0
-    scale_min: Positive = 16.0
-    scale_max: Positive = 64.0
-    learn_scale: bool = True
-    sharpness: Positive = 10.0
-    label_smoothing: Decay = 0.0
-    block_size: Annotated[int, Field(ge=1, le=1000)] = 1
-
-
-class CeObjective(Section):
-    """A linear head with cross-entropy per layer (or per block of `block_size` layers)."""
-
-    name: Literal["ce"]
-    label_smoothing: Decay = 0.0
-    block_size: Annotated[int, Field(ge=1, le=1000)] = 1
-
-
-class BpObjective(Section):
-    """The control: one linear head behind the last layer, gradients through all layers."""
-
-    name: Literal["bp"]
-    label_smoothing: Decay = 0.0
-
-
 class Train(Section):
     """How long and how: exactly one of epochs, steps, samples; one warm-up at most.
 
@@ -365,7 +326,7 @@ class Job(Section):
     runs: RunsFolder = "runs"
     data: Data
     model: Model
-    objective: Annotated[HffObjective | CeObjective | BpObjective, Field(discriminator="name")]
+    objective: AnyObjective
     train: Train
     per_layer: Annotated[tuple[PerLayer | None, ...], Field(strict=False, max_length=1000)] = ()
     cluster: Cluster = Cluster()

@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 from orchestrator.job import space as spaces
 from orchestrator.job.checks import Finding
 from orchestrator.job.resolved import flatten
-from orchestrator.job.schema import Count, Positive, RunName, RunsFolder, Section, Tracking, Words
+from orchestrator.job.schema import RunName, RunsFolder, Tracking
+from orchestrator.job.section import Count, Positive, Section, Words
 from orchestrator.job.show import show
 
 _Choices = Annotated[tuple[Any, ...], Field(strict=False)]

@@ -13,7 +13,7 @@ from orchestrator import __version__
 from orchestrator.errors import JobError
 from orchestrator.job import document
 from orchestrator.job.messages import problems
-from orchestrator.job.schema import Count, Positive, Section, Words
+from orchestrator.job.section import Count, Positive, Section, Words
 from orchestrator.job.show import dotted
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

@@ -144,17 +144,26 @@ def seeds_line(result: dict[str, Any]) -> str:
     return f"{counted(len(result['seeds']), 'seed')}: " + ", ".join(parts)
 
 
-def eval_command(run: Path, location: str | None, json_path: Path | None) -> int:
-    """Classify a data set with the newest checkpoint of a run; returns the exit code."""
+def eval_command(run: Path, location: str | None, json_path: Path | None, *, with_exits: bool = False) -> int:
+    """Classify a data set with the newest checkpoint of a run; returns the exit code.
+
+    `with_exits` adds what is saved when sure samples leave early.
+    """
     warnings.simplefilter("ignore")
+    from orchestrator.run.early_exit import early_exit
     from orchestrator.run.evaluate_run import evaluate_run
+    from orchestrator.show.exits import exits_table
     from orchestrator.show.terminal import percent
 
-    result = evaluate_run(run, location)
+    # First: it refuses runs without calibration before anything is classified.
+    exits = early_exit(run, location) if with_exits else None
+    result = evaluate_run(run, location) | ({} if exits is None else {"early_exit": exits})
     print(f"{run.name} at step {result['step']}: {counted(result['samples'], 'image')} of {result['data']}")
     for index, top1 in enumerate(result["layer_top1"]):
         print(f"  layer {index:>2}  top-1 {percent(top1)}")
     print(f"  network   top-1 {percent(result['top1'])}, top-5 {percent(result['top5'])}")
+    if exits is not None:
+        print(exits_table(exits))
     if json_path is not None:
         write_json(json_path, result)
     return EXIT_DONE

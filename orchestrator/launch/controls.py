@@ -30,7 +30,7 @@ _SHOWN = ("val_top1", "test_top1", "vote_weights", "images_per_second")
 
 def linear_probe(values: Values) -> Values:
     """A linear classifier on the frozen last stage: what transfer learning is usually measured by."""
-    objective = {"name": "ce", "label_smoothing": values["objective"]["label_smoothing"]}
+    objective = {"name": "ce", "label_smoothing": _smoothing(values)}
     return _frozen(values, heads_at="last", vote="last") | {"objective": objective}
 
 
@@ -53,7 +53,7 @@ def last_stage(values: Values) -> Values:
 
 def full_backpropagation(values: Values) -> Values:
     """Everything fine-tuned end to end."""
-    objective = {"name": "bp", "label_smoothing": values["objective"]["label_smoothing"]}
+    objective = {"name": "bp", "label_smoothing": _smoothing(values)}
     model = values["model"] | {"freeze": "none", "heads_at": "last", "vote": "last", "top_widths": []}
     return values | {"model": model, "objective": objective, "train": _simultaneous(values), "per_layer": []}
 
@@ -61,6 +61,12 @@ def full_backpropagation(values: Values) -> Values:
 def _frozen(values: Values, *, heads_at: str, vote: str) -> Values:
     model = values["model"] | {"freeze": "all", "heads_at": heads_at, "vote": vote, "top_widths": []}
     return values | {"model": model, "train": _simultaneous(values), "per_layer": []}
+
+
+def _smoothing(values: Values) -> float:
+    """That of the job; an own objective, whose options mean what they like, has none."""
+    objective = values["objective"]
+    return 0.0 if objective["name"] == "own" else float(objective["label_smoothing"])
 
 
 def _hff(values: Values) -> Values:

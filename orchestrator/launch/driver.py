@@ -32,6 +32,7 @@ from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.logged_model import Logged, log_model
+from orchestrator.run.own_head import kept_objective, try_head
 from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_of
 from orchestrator.run.trained import class_names
 from orchestrator.run.worker import Assignment, first_failure
@@ -139,8 +140,11 @@ def _drive(drive: Drive) -> dict[str, Any]:
     datasets = open_datasets(drive.values)
     shapes = shapes_of(job, len(datasets.classes))
     plan = _plan(drive, shapes, datasets, job.cluster.workers)
+    try_head(drive.values["objective"], shapes[-1].head_features, len(datasets.classes))
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.job, job_yaml(job))
+    drive.job, written = kept_objective(job, folder)
+    job, drive.values = drive.job, job_to_dict(drive.job)
+    write_atomically(folder.job, job_yaml(written))
     write_json(folder.classes, datasets.classes)
     names = [shape.name for shape in shapes]
     drive.say(plan_table(plan.to_json(), names, job_name=job.name))

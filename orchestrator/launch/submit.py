@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import EXIT_DONE, EXIT_OTHER, Interrupted, OrchestratorError
+from orchestrator.errors import EXIT_DONE, EXIT_OTHER, Interrupted, JobError, OrchestratorError
 from orchestrator.job.load import load_any
 from orchestrator.job.paths import DIGITS, base_folder
 from orchestrator.job.schema import Job
@@ -44,10 +44,13 @@ def plan_submission(job_path: str, overrides: Sequence[str], resume: str = "auto
     root = base_folder(job_path)
     places = _local_files(job) if isinstance(job, Job) else {}
     words = run_words(job_path, [*overrides, *(f"{key}={place}" for key, place in places.items())], resume)
+    package = choose_files(root, [Path(job.runs), *map(Path, places.values())])
+    if isinstance(job, Job):
+        _refuse_left_objective(job, package)
     return Submission(
         name=job.name,
         entrypoint=shlex.join(words),
-        package=choose_files(root, [Path(job.runs), *map(Path, places.values())]),
+        package=package,
         env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s(job))},
     )
 
@@ -61,6 +64,15 @@ def _local_files(job: Job) -> dict[str, str]:
         for key, place in named.items()
         if isinstance(place, str) and place != DIGITS and os.path.isabs(place) and Path(place).exists()
     }
+
+
+def _refuse_left_objective(job: Job, package: Package) -> None:
+    """The user's own objective must be among the files that travel."""
+    place = getattr(job.objective, "file", None)
+    if place is not None and str(Path(place).resolve()) not in {str(package.root / name) for name in package.files}:
+        raise JobError(
+            f"objective.file: must be a file of {package.root} that is uploaded (not ignored by git), got {place}"
+        )
 
 
 def submit_command(job_path: str, overrides: Sequence[str], *, address: str | None, resume: str, dry_run: bool) -> int:

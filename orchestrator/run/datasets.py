@@ -31,6 +31,7 @@ from orchestrator.errors import JobError
 from orchestrator.job.network import vote_share
 from orchestrator.pipeline.stage import StageInput
 from orchestrator.run.classifier import framing, pixel_statistics
+from orchestrator.run.pairs import Pairs
 
 Indices = NDArray[np.int64]
 
@@ -293,9 +294,15 @@ class TrainFeed:
     """Training batches of the first stage by step, over epochs, with a clean end."""
 
     def __init__(
-        self, stream: TrainStream, normalise: Ready, start: int, stop: int, stop_requested: Callable[[], bool]
+        self,
+        stream: TrainStream,
+        normalise: Ready,
+        start: int,
+        stop: int,
+        stop_requested: Callable[[], bool],
+        pairs: Pairs | None = None,
     ) -> None:
-        self._normalise, self._stop_requested = normalise, stop_requested
+        self._normalise, self._stop_requested, self._pairs = normalise, stop_requested, pairs
         self._step = start
         self._batches = stream.steps(start, stop)
         self.consumed: list[tuple[int, Indices, list[int]]] = []
@@ -311,7 +318,10 @@ class TrainFeed:
         for name, number in (("images", len(batch.indices)), ("decode_s", batch.decode_s), ("load_s", batch.load_s)):
             self.loader[name] += number
         labels = batch.labels.to(self._normalise.device, non_blocking=True)
-        return StageInput(step, self._normalise(batch.images), labels, stop=self._stop_requested())
+        x = self._normalise(batch.images)
+        if self._pairs is not None:
+            x = self._pairs(x, labels, batch.indices, step)
+        return StageInput(step, x, labels, stop=self._stop_requested())
 
     def take_consumed(self) -> list[tuple[int, Indices, list[int]]]:
         """Step, samples and left-out samples of every batch since the last call."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hff.local import make_optimizer
 from orchestrator.errors import DataError
-from orchestrator.pipeline.stage import Stage
+from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.run import network
 from orchestrator.run.context import Control
-from orchestrator.run.datasets import Normalise, Part, eval_batches, open_datasets
+from orchestrator.run.datasets import Datasets, Normalise, Part, eval_batches, open_datasets
 from orchestrator.run.evaluate import evaluate
-from orchestrator.run.trained import trained_run, vote_weights
+from orchestrator.run.trained import TrainedRun, trained_run, vote_weights
 
 _BATCH = 250
 
@@ -26,30 +26,12 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
     Raises CheckpointError without a whole checkpoint and DataError for data of other classes.
     """
     trained = trained_run(run)
-    job = trained.job
-    datasets = open_datasets(job)
-    part = datasets.val if location is None else _foreign(location, trained.classes)
-    if part is None:
-        raise DataError(f"{run}: its job names no validation data; give some with --data OUT")
-    layers = [layer.to(memory_format=torch.channels_last) for layer in trained.layers()]
-    device = torch.device("cpu")
-    stage = Stage(
-        first=0,
-        layers=layers,
-        optimizers=[make_optimizer(layer, "sgd", lr=1.0) for layer in layers],
-        receiver=None,
-        sender=None,
-        learning_rate=lambda step, layer: 0.0,
-        trained=lambda step: None,
-        output_shape=(),
-        device=device,
-    )
-    normalise = Normalise(job["data"], device, network.DTYPES[trained.description["precision"]])
-    batches = eval_batches(part, job, normalise, batch_size=_BATCH, replica=0, replicas=1)
+    part = evaluation_part(trained, open_datasets(trained.job), location)
+    stage = whole_stage(trained)
     result = evaluate(
         stage,
-        batches,
-        vote_weights=vote_weights(trained.description, len(layers)),
+        whole_batches(trained, part, stage.device),
+        vote_weights=vote_weights(trained.description, len(stage.layers)),
         num_classes=len(trained.classes),
         is_last=True,
         control=Control(1),
@@ -63,6 +45,36 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
         "top5": result.top5,
         "layer_top1": list(result.layer_top1.values()),
     }
+
+
+def whole_stage(trained: TrainedRun) -> Stage:
+    """All layers of a trained network on this machine's CPU, for evaluation."""
+    layers = [layer.to(memory_format=torch.channels_last) for layer in trained.layers()]
+    return Stage(
+        first=0,
+        layers=layers,
+        optimizers=[],
+        receiver=None,
+        sender=None,
+        learning_rate=lambda step, layer: 0.0,
+        trained=lambda step: None,
+        output_shape=(),
+        device=torch.device("cpu"),
+    )
+
+
+def whole_batches(trained: TrainedRun, part: Part, device: torch.device) -> Iterator[StageInput]:
+    """Every sample of a part once, as the network of the run wants it."""
+    normalise = Normalise(trained.job["data"], device, network.DTYPES[trained.description["precision"]])
+    return eval_batches(part, trained.job, normalise, batch_size=_BATCH, replica=0, replicas=1)
+
+
+def evaluation_part(trained: TrainedRun, datasets: Datasets, location: str | None) -> Part:
+    """What a run is evaluated on: `location`, or its own validation data. Raises DataError."""
+    part = datasets.val if location is None else _foreign(location, trained.classes)
+    if part is None:
+        raise DataError(f"{trained.name}: its job names no validation data; give some with --data OUT")
+    return part
 
 
 def _foreign(location: str, classes: list[str]) -> Part:

@@ -73,15 +73,18 @@ def export_run(run: Path, form: str, out: Path | None = None, *, replace: bool =
     return Exported(path, difference)
 
 
-def load_safetensors(path: Path) -> tuple[Classifier, dict[str, Any]]:
+def load_safetensors(path: Path, *, run_its_code: bool = False) -> tuple[Classifier, dict[str, Any]]:
     """The network of an exported .safetensors file and its description (classes, model, data, precision).
 
-    Raises CheckpointError when the file does not hold one.
+    A network with an objective of its user's own holds that code, which is run with `run_its_code` alone. Raises
+    CheckpointError without it, and when the file does not hold a network.
     """
     try:
         with safe_open(path, framework="pt") as file:
             description: dict[str, Any] = json.loads(file.metadata()[_DESCRIPTION])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if description["objective"]["name"] == "own" and not run_its_code:
+            raise ValueError("it holds code of its own; pass run_its_code=True where you trust it")
         layers = network.rebuild(description)
         classifier = Classifier(layers, vote_weights(description, len(layers)), description["data"])
         classifier.network.load_state_dict(tensors)
@@ -106,7 +109,7 @@ def _usual_mode(path: Path) -> Iterator[None]:
 
 
 def _read_safetensors(path: Path) -> Scores:
-    classifier, _ = load_safetensors(path)
+    classifier, _ = load_safetensors(path, run_its_code=True)
     return lambda images: _eager(classifier, images)
 
 

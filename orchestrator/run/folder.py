@@ -73,6 +73,11 @@ class RunFolder:
         return self.path / "confusion.json"
 
     @property
+    def objective(self) -> Path:
+        """The copy of the user's own objective, where the job has one."""
+        return self.path / "objective.py"
+
+    @property
     def classes(self) -> Path:
         """The names of the classes in order, so that a network can be used where its data are not."""
         return self.path / "classes.json"

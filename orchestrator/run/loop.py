@@ -24,6 +24,7 @@ from orchestrator.run.evaluate import Evaluation, evaluate, fit_votes
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.ledger import Ledger
+from orchestrator.run.pairs import Pairs
 from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule
 from orchestrator.run.summary import make_summary
@@ -135,7 +136,14 @@ class Loop:
             features=self.assignment.features,
         )
         total = self.schedule.total_steps
-        return TrainFeed(stream, self.normalise, start, total, self.heartbeat.stop_requested)
+        return TrainFeed(stream, self.normalise, start, total, self.heartbeat.stop_requested, self._pairs())
+
+    def _pairs(self) -> Pairs | None:
+        job = self.assignment.job
+        if job["objective"]["name"] != "ff":
+            return None
+        samples = self.datasets.train.index.num_samples
+        return Pairs(self.assignment.num_classes, samples, job["train"]["seed"], self.schedule.epoch)
 
     def _restore(self) -> int:
         """Read the run's state; returns the first step to do."""

@@ -72,7 +72,8 @@ def _stepper(
     """One training step of the layer on so many random samples."""
     bfloat = job.train.precision == "bfloat16"
     autocast = torch.bfloat16 if bfloat else None
-    x = torch.randn(batch, *shape.input, dtype=network.DTYPES[job.train.precision], device=device)
+    versions = (2,) if job.objective.name == "ff" else ()
+    x = torch.randn(batch, *versions, *shape.input, dtype=network.DTYPES[job.train.precision], device=device)
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     target = torch.randint(classes, (batch,), device=device)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from hff import shapes
-from hff.architectures import HeadOptions, build_layers
+from hff.architectures import AnyHead, HeadOptions, build_layers
 from hff.layers import LocalLayer
 from hff.network import vote_weights
 from orchestrator.job.per_layer import of_layer
 from orchestrator.run.classifier import framing
+from orchestrator.run.own_head import own_head, with_source
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
@@ -26,8 +27,13 @@ def architecture(model: dict[str, Any]) -> Any:
     return options(**values)
 
 
-def head_options(objective: dict[str, Any], num_classes: int) -> HeadOptions:
+def head_options(objective: dict[str, Any], num_classes: int) -> AnyHead:
     """The local heads that the resolved `objective` section asks for."""
+    if objective["name"] == "own":
+        return own_head(objective, num_classes)
+    if objective["name"] == "ff":
+        threshold, sharpness = objective["threshold"], objective["sharpness"]
+        return HeadOptions(kind="goodness", num_classes=num_classes, threshold=threshold, sharpness=sharpness)
     if objective["name"] != "hff":
         return HeadOptions(kind="linear", num_classes=num_classes, label_smoothing=objective["label_smoothing"])
     known = {f.name for f in fields(HeadOptions)} - {"kind", "num_classes"}
@@ -56,7 +62,7 @@ def build(
     without `pretrained` it is left random, for a checkpoint that will fill it.
     """
 
-    def head(index: int) -> HeadOptions:
+    def head(index: int) -> AnyHead:
         return head_options(of_layer(objective, per_layer, index), num_classes)
 
     end_to_end = objective["name"] == "bp"
@@ -108,7 +114,7 @@ def description(job: dict[str, Any], classes: Sequence[str], state: dict[str, An
     return {
         "name": job["name"],
         "model": job["model"],
-        "objective": job["objective"],
+        "objective": with_source(job["objective"]),
         "per_layer": job["per_layer"],
         "data": data,
         "precision": job["train"]["precision"],

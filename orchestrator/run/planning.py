@@ -18,6 +18,7 @@ from orchestrator.job.network import (
     known_classes,
     known_train_samples,
     layer_shapes,
+    one_stage,
 )
 from orchestrator.job.paths import is_remote
 from orchestrator.job.schema import Cluster, Expect, Job
@@ -88,7 +89,7 @@ def plan_for(
     return make_plan(
         shapes,
         workers=cluster.workers,
-        stages=cluster.stages,
+        stages=1 if one_stage(job) else cluster.stages,
         replicas=cluster.replicas,
         layers=cluster.layers,
         micro_batches=job.train.micro_batches,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hff.architectures import HeadOptions, make_head
+from hff.architectures import AnyHead, make_head
 from hff.layers import Frozen, LocalLayer, Pooled, linear_body
 from hff.objectives import pool_to_grid
 from hff.randomness import derive_seed, seeded
@@ -134,7 +134,7 @@ def _total(stages: Sequence[StageShape], count: str) -> int:
 
 def build_units(
     model: dict[str, Any],
-    head: Callable[[int], HeadOptions],
+    head: Callable[[int], AnyHead],
     *,
     image_size: int,
     seed: int,

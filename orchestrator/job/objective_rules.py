@@ -1,0 +1,90 @@
+"""Relations that follow from what a job's objective is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from orchestrator.job import network
+from orchestrator.job.show import show
+
+if TYPE_CHECKING:
+    from orchestrator.job.schema import Job
+
+Found = Iterator[tuple[str, str]]
+
+
+def one_stage(job: Job) -> Found:
+    name = job.objective.name
+    if not network.one_stage(job):
+        return
+    if job.cluster.stages not in ("auto", 1):
+        yield "cluster.stages", f"must be 1 or auto with objective {name}, got {job.cluster.stages}"
+    for key in ("replicas", "layers"):
+        given = getattr(job.cluster, key)
+        if given is not None and len(given) > 1 and name == "ff":
+            yield f"cluster.{key}", f"must have one number with objective ff (one stage), got {show(list(given))}"
+    if name == "bp" and job.train.schedule != "simultaneous":
+        yield "train.schedule", f"must be simultaneous with objective bp, got {show(job.train.schedule)}"
+
+
+def goodness(job: Job) -> Found:
+    """What the original Forward-Forward needs of a network."""
+    if job.objective.name != "ff":
+        return
+    if network.own_model(job) is None:
+        yield "objective.name", "must be hff, ce, bp or own with a backbone, got 'ff'"
+    elif getattr(job.model, "norm", None) != "none":
+        text = "must be none with objective ff (a norm takes goodness away; lengths are normalised between layers)"
+        yield "model.norm", f"{text}, got {show(getattr(job.model, 'norm', None))}"
+
+
+def own_class(job: Job) -> Found:
+    if job.objective.name != "own":
+        return
+    given = (job.objective.model_extra or {}).get("class")
+    if given is None:
+        yield "objective.class", "must be given (the name of a class in objective.file), got nothing"
+    elif not (isinstance(given, str) and given.isidentifier()):
+        yield "objective.class", f"must be the name of a class, got {show(given)}"
+
+
+def scale(job: Job) -> Found:
+    objective = job.objective
+    if objective.name != "hff":
+        return
+    if objective.scale_min > objective.scale_max:
+        low, high = f"{objective.scale_min:g}", f"{objective.scale_max:g}"
+        yield "objective.scale_min", f"must be at most objective.scale_max ({high}), got {low}"
+    elif not objective.scale_min <= objective.scale <= objective.scale_max:
+        low, high = f"{objective.scale_min:g}", f"{objective.scale_max:g}"
+        yield (
+            "objective.scale",
+            f"must be from scale_min ({low}) to scale_max ({high}), got {objective.scale:g}",
+        )
+
+
+_HFF_ALONE = ("margin", "scale", "sharpness", "prototypes_per_class")
+
+
+def per_layer(job: Job) -> Found:
+    layers = network.units(job)
+    if layers is not None and len(job.per_layer) > layers:
+        yield (
+            "per_layer",
+            f"must have at most one entry for each of the {layers} {network.unit_words(job)}, got {len(job.per_layer)}",
+        )
+    for i, own in enumerate(job.per_layer):
+        for key in _HFF_ALONE:
+            if own is not None and getattr(own, key) is not None and job.objective.name != "hff":
+                yield (
+                    f"per_layer.{i}.{key}",
+                    f"must be left out (objective hff alone has it), got {getattr(own, key):g}",
+                )
+        if job.objective.name == "hff" and own is not None and own.scale is not None:
+            low, high = job.objective.scale_min, job.objective.scale_max
+            if not low <= own.scale <= high:
+                yield (
+                    f"per_layer.{i}.scale",
+                    f"must be from objective.scale_min ({low:g}) to objective.scale_max ({high:g}), got {own.scale:g}",
+                )
