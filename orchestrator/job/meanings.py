@@ -62,7 +62,7 @@ MEANINGS: dict[str, str] = {
     "objective.scale_min": "Least value that the scale can learn.",
     "objective.scale_max": "Greatest value that the scale can learn.",
     "objective.learn_scale": "Whether the scale learns.",
-    "objective.sharpness": "hff: how much more the nearest prototype counts; ff: how steep the decision on goodness is.",
+    "objective.sharpness": "hff: how much more the nearest prototype counts; ff: steepness of its decision.",
     "objective.label_smoothing": "Share of each label that is spread over all classes.",
     "objective.block_size": "Layers that share one head and one loss; gradients flow within a block.",
     # train

@@ -50,7 +50,7 @@ def test_all_problems_of_a_file_come_together_sorted_by_line(tmp_path: Path) -> 
         "the first a letter or a digit, got 'a b'",
         f"{path}:3: data.mean.1: must be a finite number, got .nan",
         f"{path}:3: data.image_size: must be >= 1 and <= 4096, got 0",
-        f"{path}:5: objective.sharpness: must be left out (objective hff alone has it), got 'sharpness'",
+        f"{path}:5: objective.sharpness: must be left out (hff, ff alone have it), got 'sharpness'",
         f"{path}:6: train: must have exactly one of epochs, steps and samples, got epochs and steps",
         f"{path}:9: train.global_batch_size: must be written out (no aliases), got the alias *b",
         f"{path}:10: train.lr: must be > 0, got -1",
