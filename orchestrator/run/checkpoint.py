@@ -46,12 +46,17 @@ def temporary_folder(folder: RunFolder, step: int, attempt: int) -> Path:
     return folder.checkpoints / f".step_{step:09d}.attempt-{attempt}.tmp"
 
 
-def _entry(path: Path) -> FileEntry:
+def _sha256(path: Path) -> str:
     with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-        size = os.fstat(f.fileno()).st_size
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _flushed(path: Path) -> FileEntry:
+    """The entry of a file that was just written, once it is on the disk."""
+    with open(path, "rb") as f:
         os.fsync(f.fileno())
-    return FileEntry(path.name, size, digest)
+        size = os.fstat(f.fileno()).st_size
+    return FileEntry(path.name, size, _sha256(path))
 
 
 def layer_tensors(layer: LocalLayer) -> dict[str, Tensor]:
@@ -90,7 +95,7 @@ def save_layer(where: Path, index: int, layer: LocalLayer, optimizer: torch.opti
     state = where / f"layer_{index:02d}.optim.safetensors"
     save_file(dict(sorted(layer_tensors(layer).items())), weights)
     save_file(_optimizer_tensors(layer, optimizer), state)
-    return [_entry(weights), _entry(state)]
+    return [_flushed(weights), _flushed(state)]
 
 
 def _manifest_text(step: int, files: Iterable[FileEntry]) -> str:
@@ -105,7 +110,7 @@ def commit(folder: RunFolder, step: int, attempt: int, state: Mapping[str, Any],
     where = temporary_folder(folder, step, attempt)
     where.mkdir(parents=True, exist_ok=True)
     write_json(where / "state.json", dict(state))
-    files = [*entries, _entry(where / "state.json")]
+    files = [*entries, _flushed(where / "state.json")]
     write_atomically(where / "manifest.json", _manifest_text(step, files))
     final = step_folder(folder, step)
     if final.exists():
@@ -145,7 +150,7 @@ def problems(where: Path) -> list[str]:
             found.append(f"{entry.name} is missing")
         elif path.stat().st_size != entry.bytes:
             found.append(f"{entry.name} has {path.stat().st_size} bytes, expected {entry.bytes}")
-        elif _entry(path).sha256 != entry.sha256:
+        elif _sha256(path) != entry.sha256:
             found.append(f"{entry.name} is damaged: its SHA-256 is not the manifest's")
     return found
 

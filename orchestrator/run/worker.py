@@ -72,11 +72,21 @@ def work(assignment: Assignment, context: Context, device: torch.device) -> str:
             write_json(folder.outcome, {"attempt": assignment.attempt, "status": status, "step": step})
         return status
     except BaseException as error:
-        _write_failure(folder, assignment.attempt, context.rank, error)
+        write_failure(folder, assignment.attempt, context.rank, error)
         raise
 
 
-def _write_failure(folder: RunFolder, attempt: int, rank: int, error: BaseException) -> None:
+def _message(error: BaseException) -> str:
+    """What the error says; one for want of memory, which comes in many forms, begins with the remedy."""
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
+        return text
+    remedy = "raise train.micro_batches, lower train.global_batch_size, data.loader_threads or data.loader_processes"
+    return f"out of memory: {remedy}" + (f" ({text})" if text else "")
+
+
+def write_failure(folder: RunFolder, attempt: int, rank: int, error: BaseException) -> None:
+    """Leave a report of what ended this worker in the run folder, for `first_failure`."""
     path = folder.failure_file(attempt, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     lost = any(words in str(error) for words in ("Connection closed by peer", "Connection reset by peer"))
@@ -87,7 +97,7 @@ def _write_failure(folder: RunFolder, attempt: int, rank: int, error: BaseExcept
             "rank": rank,
             "time": time.time(),
             "type": type(error).__name__,
-            "message": str(error),
+            "message": _message(error),
             "exit_code": getattr(error, "exit_code", EXIT_OTHER),
             "expected": isinstance(error, OrchestratorError),
             # The loss of a neighbour is seen by its peers too; their reports come after the first cause.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+import torch
 
 from orchestrator.launch.restart import Failure, next_action
 from orchestrator.run.folder import RunFolder
-from orchestrator.run.worker import first_failure
+from orchestrator.run.worker import first_failure, write_failure
 
 
 def failure(step: int | None = 3, message: str = "it broke", **changes: object) -> Failure:
@@ -51,3 +55,19 @@ def test_the_worker_that_failed_first_is_named_before_those_that_lost_a_neighbou
     assert first is not None
     assert [first["rank"], *(r["rank"] for r in others)] == [2, 1, 3, 0]
     assert first_failure(folder, 1) == (None, [])
+
+
+@pytest.mark.parametrize(
+    "hungry", [lambda: torch.empty(2**60, dtype=torch.uint8), lambda: bytearray(2**62)], ids=["torch", "python"]
+)
+def test_a_worker_out_of_memory_says_so_with_the_remedy_and_may_be_started_again(
+    tmp_path: Path, hungry: Callable[[], object]
+) -> None:
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        hungry()
+    write_failure(RunFolder(tmp_path), 1, 0, caught.value)
+    first, _ = first_failure(RunFolder(tmp_path), 1)
+    assert first is not None
+    said = "out of memory: raise train.micro_batches, lower train.global_batch_size, data.loader_threads or data.loader"
+    assert first["message"].startswith(said)
+    assert first["exit_code"] == 1, "not one of the codes that come again"
