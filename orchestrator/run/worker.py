@@ -79,10 +79,13 @@ def work(assignment: Assignment, context: Context, device: torch.device) -> str:
 def _message(error: BaseException) -> str:
     """What the error says; one for want of memory, which comes in many forms, begins with the remedy."""
     text = str(error)
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in text:
-        return text
-    remedy = "raise train.micro_batches, lower train.global_batch_size, data.loader_threads or data.loader_processes"
-    return f"out of memory: {remedy}" + (f" ({text})" if text else "")
+    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+        # What torch says depends on who notices first.
+        return f"a loader process was killed, most likely for want of memory: lower data.loader_processes ({text})"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        remedy = "raise train.micro_batches, lower train.global_batch_size, data.loader_threads or loader_processes"
+        return f"out of memory: {remedy}" + (f" ({text})" if text else "")
+    return text
 
 
 def write_failure(folder: RunFolder, attempt: int, rank: int, error: BaseException) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,28 @@ def test_a_worker_out_of_memory_says_so_with_the_remedy_and_may_be_started_again
     write_failure(RunFolder(tmp_path), 1, 0, caught.value)
     first, _ = first_failure(RunFolder(tmp_path), 1)
     assert first is not None
-    said = "out of memory: raise train.micro_batches, lower train.global_batch_size, data.loader_threads or data.loader"
+    said = "out of memory: raise train.micro_batches, lower train.global_batch_size, data.loader_threads or loader_proc"
     assert first["message"].startswith(said)
     assert first["exit_code"] == 1, "not one of the codes that come again"
+
+
+class Doomed(torch.utils.data.Dataset[int]):
+    """A dataset whose process the system kills."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_loader_process_that_was_killed_is_told_with_memory_as_its_likely_cause(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        next(iter(torch.utils.data.DataLoader(Doomed(), num_workers=1)))
+    write_failure(RunFolder(tmp_path), 1, 0, caught.value)
+    first, _ = first_failure(RunFolder(tmp_path), 1)
+    assert first is not None
+    said = "a loader process was killed, most likely for want of memory: lower data.loader_processes (DataLoader worker"
+    assert first["message"].startswith(said)
+    assert first["exit_code"] == 1
