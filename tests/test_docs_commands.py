@@ -37,7 +37,7 @@ OTHERS = {
     "curl": None, "source": None, "scontrol": None, "scancel": None, "sbatch": None, "git": None,
 }  # fmt: skip
 # Files that a reader makes.
-READERS = {"JOB", "jobs/mine.yaml", "pretrain.yaml", "flowers.yaml", "jobs/x.yaml", "jobs/NAME.yaml"}
+READERS = {"JOB", "jobs/mine.yaml", "pretrain.yaml", "flowers.yaml", "jobs/x.yaml", "jobs/NAME.yaml", "my-job.yaml"}
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))
 _SPAN = re.compile(r"`([^`\n]+)`")
 _PLACEHOLDER = re.compile(r"[\[|]|\.\.\.|…")
@@ -258,6 +258,8 @@ def jobs_shown() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("place", "text"), jobs_shown(), ids=[place for place, _ in jobs_shown()])
 def test_a_job_that_is_shown_whole_is_valid(place: str, text: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    code = re.findall(r"^```python\n(.*?)^```", (ROOT / place.split(" ")[0]).read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_objective.py").write_text("\n".join(code))
     (tmp_path / "x.yaml").write_text(text.lstrip("\n"))
     assert load_any(tmp_path / "x.yaml").name
 
