@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tests.stores import BUCKET, Bucket
 
 BIN = Path(sys.executable).parent
 NODES = 3
+TRIES = 8
 SAME = ("weights_sha256", "order_sha256", "sample_keys_sha256", "steps", "val_top1")
 COMMON = ("train.epochs=150", "checkpoint.every_epochs=2", "cluster.timeout_s=20", "data.cache.max_bytes=100000000")
 
@@ -63,23 +64,37 @@ class Nodes:
         head = ["--head", "--num-cpus=0", f"--port={self.port}", f"--dashboard-port={dashboard}"]
         head += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={folder / 'ray'}"]
         self._start([*head, f"--ray-client-server-port={free_port()}"])
-        until("the head takes jobs", lambda: self.submitted("--", "true").returncode == 0)
+        until("the head takes jobs", lambda: self.submitted("--", "true").returncode == 0, 300)
         for _ in range(NODES):
             self._start([f"--address=127.0.0.1:{self.port}", "--num-cpus=1"])
 
     def _start(self, words: list[str]) -> None:
+        """Start one node, after the one before it. Ray gives itself 15 s, so on a busy machine it may take some tries."""
+        log = self.folder / f"node-{len(self.running)}.log"
+        for _ in range(TRIES):
+            node = self._tried(words, log)
+            if node is not None:
+                self.running.append(node)
+                return
+        raise Failed(f"a Ray node did not start in {TRIES} tries; see {log}")
+
+    def _tried(self, words: list[str], log: Path) -> subprocess.Popen[bytes] | None:
         agent = [f"--dashboard-agent-listen-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
-        with open(self.folder / f"node-{len(self.running)}.log", "ab") as log:
-            self.running.append(
-                subprocess.Popen(
-                    [str(BIN / "ray"), "start", "--block", *words, *agent],
-                    cwd=self.folder / "repository",
-                    env=self.environment,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+        with open(log, "wb") as out:
+            node = subprocess.Popen(
+                [str(BIN / "ray"), "start", "--block", *words, *agent],
+                cwd=self.folder / "repository",
+                env=self.environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
             )
+        until("a node starts or gives up", lambda: node.poll() is not None or "runtime started" in log.read_text())
+        if node.poll() is None:
+            return node
+        with suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)
+        return None
 
     def submitted(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         command = [str(BIN / "ray"), "job", "submit", "--address", self.url, *words]
