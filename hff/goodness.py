@@ -80,7 +80,7 @@ class GoodnessLayer(LocalLayer):
         """Activities (B, K, ...) of versions (B, K, ...)."""
         if self.entry and x.dim() == _IMAGE_DIMENSIONS:
             classes = self.head.num_classes
-            x = write_labels(x, torch.arange(classes, device=x.device).expand(len(x), -1), classes)
+            x = write_labels(x, torch.arange(classes, device=x.device).expand(x.shape[0], -1), classes)
         versions = x.flatten(0, 1)
         y: Tensor = self.body(_of_length_one(versions))
         return y.reshape(*x.shape[:2], *y.shape[1:])

@@ -99,3 +99,13 @@ def test_the_same_job_gives_the_same_bits(tiny_job: Callable[..., Path], in_proc
     for name in ("a", "b"):
         assert in_process("run", tiny_job(name, text)).returncode == EXIT_DONE
     assert_same_bits(tmp_path / "runs" / "a", tmp_path / "runs" / "b")
+
+
+@pytest.mark.slow
+def test_its_network_leaves_as_one_file_for_any_number_of_images(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    assert in_process("run", tiny_job("ff", FF_JOB.replace("epochs: 8", "steps: 5"))).returncode == EXIT_DONE
+    done = in_process("export", tmp_path / "runs" / "ff", "--format", "torch-export")
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "differ from the run's network by at most" in done.stdout
