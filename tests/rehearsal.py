@@ -69,7 +69,7 @@ class Nodes:
             self._start([f"--address=127.0.0.1:{self.port}", "--num-cpus=1"])
 
     def _start(self, words: list[str]) -> None:
-        """Start one node, after the one before it. Ray gives itself 15 s, so on a busy machine it may take some tries."""
+        """Start one node after the one before. Ray gives itself 15 s, so on a busy machine it may take some tries."""
         log = self.folder / f"node-{len(self.running)}.log"
         for _ in range(TRIES):
             node = self._tried(words, log)
