@@ -61,7 +61,7 @@ def run_loaded(
 ) -> dict[str, Any]:
     """Run a job that was loaded from `job_path` with `overrides` to its end, its controls too; returns its summary."""
     origin = _origin(job_path)
-    with placed(job_path, overrides):
+    with placed(job_path, overrides, within="base." if isinstance(job, SearchJob) else ""):
         if isinstance(job, SearchJob):
             from orchestrator.launch.search import run_search
 
@@ -79,15 +79,15 @@ def run_file(job_path: str, changes: Mapping[str, Any], *, resume: str) -> dict[
 
 
 @contextmanager
-def placed(job_path: str, overrides: Sequence[str]) -> Iterator[None]:
-    """What is wrong with data at keys of the job is told with the line of each key."""
+def placed(job_path: str, overrides: Sequence[str], within: str = "") -> Iterator[None]:
+    """What is wrong with data at keys of the job, which lies `within` the file, is told with the line of each."""
     try:
         yield
     except DataError as error:
         if not error.findings:
             raise
         where = locate(job_path, overrides)
-        raise DataError("\n".join(f"{where(key)}: {text}" for key, text in error.findings)) from error
+        raise DataError("\n".join(f"{where(within + key)}: {text}" for key, text in error.findings)) from error
 
 
 def _origin(job_path: str) -> Path:

@@ -157,7 +157,9 @@ def _drive(drive: Drive) -> dict[str, Any]:
     if board.left and drive.runner is not None:
         _until_stopped(drive, board, drive.runner)
     elif board.left:
-        with RaySession(None):
+        session = RaySession(None)
+        drive.say(session.waiting)
+        with session:
             _until_stopped(drive, board, _under_ray(drive, board))
     return conclude(board)
 

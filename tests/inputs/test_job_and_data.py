@@ -109,6 +109,11 @@ def test_the_data_of_a_search_are_looked_at_where_its_base_names_them(
     result = in_process("check", path, "--set", f"base.data.val={tmp_path / 'nowhere'}")
     assert result.returncode == 0, result.stderr
     assert f"note: --set: base.data.val: {tmp_path / 'nowhere'}: no index.json there" in result.stdout
+    path.write_text(path.read_text().replace(str(packed), str(tmp_path / "gone")))
+    result = in_process("run", path)
+    assert result.returncode == 3
+    assert result.stderr.startswith(f"{path}:8: base.data.train: {tmp_path / 'gone'}: no index.json there")
+    path.write_text(path.read_text().replace(str(tmp_path / "gone"), str(packed)))
     result = in_process("check", path, "--set", "base.data.expect={train_samples: 6, classes: 9}")
     assert result.returncode == 3
     assert result.stderr.startswith("--set: base.data.expect.classes: the job states 9, the index has 2")
