@@ -36,12 +36,11 @@ class Exit:
 
 
 def beliefs(log_prob_NKC: Tensor, weight_K: Sequence[float], target_N: Tensor) -> Beliefs:
-    """Stop behind each layer: the votes so far decide, a layer alone where none has had a weight."""
+    """Stop behind each layer: its own judgement decides, behind the last one the vote of all."""
     weights = torch.tensor(weight_K, dtype=log_prob_NKC.dtype)
-    vote_NKC = (weights[:, None] * log_prob_NKC).cumsum(dim=1)
-    silent_K = weights.cumsum(dim=0) == 0
-    vote_NKC = torch.where(silent_K[:, None], log_prob_NKC, vote_NKC)
-    confidence_NK, choice_NK = torch.softmax(vote_NKC, dim=2).max(dim=2)
+    vote_NC = torch.einsum("k,nkc->nc", weights, log_prob_NKC)
+    said_NKC = torch.cat([log_prob_NKC[:, :-1], torch.log_softmax(vote_NC, dim=1)[:, None]], dim=1)
+    confidence_NK, choice_NK = said_NKC.exp().max(dim=2)
     return Beliefs(confidence_NK, choice_NK == target_N[:, None])
 
 

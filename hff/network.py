@@ -62,22 +62,23 @@ class GreedyNetwork(nn.Module):
     def early_exit(self, x: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         """Class (B,) and last computed layer (B,) of each sample, computing no layer for those that have left.
 
-        A sample leaves behind the first layer where the probability of the class, by the votes so far, is at least
-        `threshold` (`hff.exits` calibrates it), or behind the last.
+        A sample leaves behind the first layer that finds its class at least as likely as `threshold` (`hff.exits`
+        calibrates it) and gets that class; behind the last layer all vote.
         """
         chosen = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        left_at = torch.zeros_like(chosen)
-        still = torch.arange(len(x), device=x.device)
-        vote: Tensor | None = None
+        left_at = torch.full_like(chosen, len(self.weights) - 1)
+        still, vote = torch.arange(len(x), device=x.device), torch.zeros((), device=x.device)
         for index, (layer, weight) in enumerate(zip(self._layers(), self.weights, strict=True)):
             x = layer(x)
             log_prob_BC = torch.log_softmax(layer.logits(x).float(), dim=1)
-            if weight:
-                vote = weight * log_prob_BC if vote is None else vote + weight * log_prob_BC
-            confidence_B, choice_B = torch.softmax(log_prob_BC if vote is None else vote, dim=1).max(dim=1)
-            chosen[still], left_at[still] = choice_B, index
+            vote = vote + weight * log_prob_BC
+            if index == len(self.weights) - 1:
+                chosen[still] = vote.argmax(dim=1)
+                break
+            confidence_B, choice_B = log_prob_BC.exp().max(dim=1)
             stays = confidence_B < threshold
-            still, x, vote = still[stays], x[stays], None if vote is None else vote[stays]
+            chosen[still[~stays]], left_at[still[~stays]] = choice_B[~stays], index
+            still, x, vote = still[stays], x[stays], vote[stays]
             if not len(still):
                 break
         return chosen, left_at

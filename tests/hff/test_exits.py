@@ -49,12 +49,13 @@ def test_the_curve_uses_on_other_samples_what_was_calibrated_on_the_held_out_one
         assert data == measure(other, COSTS, 6.0, held.threshold)
 
 
-def test_layers_without_a_vote_speak_for_themselves_until_one_has() -> None:
+def test_a_layer_speaks_for_itself_and_behind_the_last_one_all_vote() -> None:
     generator = torch.Generator().manual_seed(0)
     log_prob = torch.log_softmax(torch.randn(5, 3, 4, generator=generator), dim=2)
     known = beliefs(log_prob, (0.0, 0.5, 1.0), torch.zeros(5, dtype=torch.int64))
-    assert torch.allclose(known.confidence[:, 0], log_prob[:, 0].exp().max(dim=1).values)
-    assert torch.allclose(known.confidence[:, 1], torch.softmax(0.5 * log_prob[:, 1], 1).max(1).values)
+    for k in (0, 1):
+        assert torch.allclose(known.confidence[:, k], log_prob[:, k].exp().max(dim=1).values)
+        assert known.right[:, k].tolist() == (log_prob[:, k].argmax(dim=1) == 0).tolist()
     last = torch.softmax(0.5 * log_prob[:, 1] + log_prob[:, 2], dim=1)
     assert torch.allclose(known.confidence[:, 2], last.max(dim=1).values)
     assert known.right[:, 2].tolist() == (last.argmax(dim=1) == 0).tolist()
