@@ -245,8 +245,9 @@ def test_a_sequential_schedule_trains_one_layer_at_a_time() -> None:
 
 def test_another_job_under_the_same_name_is_refused_with_the_difference(folder: RunFolder) -> None:
     folder.path.mkdir(parents=True)
-    folder.job.write_text("name: a\ndata: {train: x}\ntrain: {lr: 0.1}\ncluster: {workers: 1}\n")
-    same = {"name": "a", "data": {"train": "y"}, "train": {"lr": 0.1}, "cluster": {"workers": 8}}
+    folder.job.write_text("name: a\ndata: {train: x}\ntrain: {lr: 0.1}\nobjective: {name: ff}\ncluster: {workers: 1}\n")
+    others = {"objective": {"name": "ff"}, "cluster": {"workers": 8}}
+    same = {"name": "a", "data": {"train": "y"}, "train": {"lr": 0.1}, **others}
     prepare.refuse_changes(folder, same)
     with pytest.raises(JobError, match=r"train.lr: was 0.1, is 0.2") as caught:
         prepare.refuse_changes(folder, {**same, "train": {"lr": 0.2}})
