@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: quickstart test test-all soak docs check bench bench-full clean-venv
+.PHONY: quickstart test test-all soak rehearsal docs check bench bench-full clean-venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is needed (on Debian: apt-get install python3 python3-venv)"; exit 1; }
@@ -31,6 +31,9 @@ clean-venv:  ## forget the set-up; the next target makes it afresh
 
 soak: $(STAMP)  ## ten minutes of random faults against a real run; then the proof that nothing was lost
 	$(BIN)/python -m tests.faults.soak
+
+rehearsal: $(STAMP)  ## a Ray cluster of four nodes on this machine: submit, lose a node, stop, go on
+	$(BIN)/python -m tests.rehearsal
 
 docs: $(STAMP)  ## the documentation as a site in build/site; a broken link is an error
 	$(BIN)/python -m orchestrator.job.reference > docs/job-reference.md

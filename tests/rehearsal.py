@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import signal
@@ -35,7 +36,7 @@ BIN = Path(sys.executable).parent
 NODES = 3
 TRIES = 8
 SAME = ("weights_sha256", "order_sha256", "sample_keys_sha256", "steps", "val_top1")
-COMMON = ("train.epochs=150", "checkpoint.every_epochs=2", "cluster.timeout_s=20", "data.cache.max_bytes=100000000")
+COMMON = ("train.epochs=100", "checkpoint.every_epochs=2", "cluster.timeout_s=20", "data.cache.max_bytes=100000000")
 
 
 def say(text: str) -> None:
@@ -192,6 +193,7 @@ def disturbed(nodes: Nodes, overrides: list[str], run: Path) -> None:
 def rehearse(folder: Path, database: str | None) -> dict[str, Any]:
     """Everything; returns the report. Raises Failed."""
     began = time.monotonic()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # each request to the bucket
     repository(folder / "repository")
     pack("digits", folder / "digits", shard_bytes=100_000)
     with ExitStack() as cleanup:
