@@ -89,7 +89,7 @@ def test_a_bad_sample_is_named_then_left_out_and_counted(small: Index, in_proces
     found = in_process("data", "verify", small.folder, "--jobs", "1")
     assert found.returncode == 3
     assert f"{path}: key 000000001: member .png: expected CRC32" in found.stderr
-    assert "1 samples can be left out of training: add --fix" in found.stderr
+    assert "1 sample can be left out of training: add --fix" in found.stderr
     fixed = in_process("data", "verify", small.folder, "--fix", "--jobs", "1")
     assert fixed.returncode == 0, fixed.stderr
     assert f"1 of 12 samples were named in {FILE}" in fixed.stdout

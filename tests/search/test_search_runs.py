@@ -25,10 +25,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, shared_database: Path) -> dict[str, Any]:
-    """A finished search of three trials, two of them with what ASHA leaves of them."""
+    """A finished search of three trials, two of them with what ASHA leaves of them.
+
+    A stop is seen within half a second: the trials take some seconds.
+    """
     folder = tmp_path_factory.mktemp("search")
     path = write_search(folder, shared_database)
-    flags = ("scheduler={name: asha, grace_epochs: 1, reduction_factor: 2}",)
+    longer = ("base.train.epochs=12", "base.train.global_batch_size=20")
+    flags = ("scheduler={name: asha, grace_epochs: 1, reduction_factor: 2}", *longer)
     summary, said = run(path, *flags)
     return {
         "path": path, "flags": flags, "folder": folder / "runs" / "small", "summary": summary, "said": said,
@@ -60,7 +64,7 @@ def test_a_stopped_trial_ends_early_with_its_checkpoint(finished: dict[str, Any]
     stopped = [t for t in finished["summary"]["trials"] if t["status"] == "stopped"]
     assert stopped, "the space is wide enough for one to be hopeless"
     for trial in stopped:
-        assert trial["curve"][-1][0] < 3
+        assert trial["curve"][-1][0] < 12
         folder = finished["folder"] / "trials" / trial["name"]
         assert read_json(folder / "outcome.json")["status"] == "interrupted"
         assert not list(folder.glob("stop-*"))
@@ -106,10 +110,10 @@ def test_a_finished_search_says_so_and_another_one_needs_another_name(finished: 
         "Use --resume never to run it afresh, or give it another name."
     ]
     with pytest.raises(JobError) as caught:
-        run(finished["path"], *finished["flags"], "seed=1", "base.train.epochs=5")
+        run(finished["path"], *finished["flags"], "seed=1", "base.train.weight_decay=0.5")
     assert str(caught.value) == (
         "small: the search differs from the one that was started under this name:\n"
-        "  base.train.epochs: was 3, is 5\n"
+        "  base.train.weight_decay: was 0.0, is 0.5\n"
         "  seed: was 0, is 1\n"
         "Give it another name, undo the change, or start afresh with --resume never."
     )
