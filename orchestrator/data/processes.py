@@ -1,4 +1,4 @@
-"""Batches made by processes, by torch's DataLoader; for small images, whose making is mostly Python."""
+"""Batches made by processes, by torch's DataLoader, for where the interpreter's lock holds training up."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_a_bad_sample_is_named_then_left_out_and_counted(small: Index, in_proces
     assert f"1 of 12 samples were named in {FILE}" in fixed.stdout
     again = in_process("data", "verify", small.folder, "--jobs", "1")
     assert again.returncode == 0, again.stderr
-    assert "are right but for 1 samples in quarantine" in again.stdout
+    assert "are right but for 1 sample in quarantine" in again.stdout
     batches = list(training(small).epoch(0))
     skipped = {i: why for batch in batches for i, why in batch.skipped.items()}
     assert list(skipped) == [1], "counted, by number and with the reason"
