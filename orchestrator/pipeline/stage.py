@@ -235,6 +235,8 @@ class Stage:
     def _send(self, kind: Kind, batch: StageInput, x: Tensor, vote: Tensor | None, stop: bool, count: int = 0) -> None:
         if self.sender is None:
             return
+        if x.numel() and x.untyped_storage().data_ptr() == batch.x.untyped_storage().data_ptr():
+            x = x.clone()  # handed on as it came: its buffer is received into again before it has gone
         waited = self.sender.waited_s
         with self.trace.span("send"):
             self.sender.send(Message(batch.step, kind, batch.last, stop, x, batch.target, vote, count))

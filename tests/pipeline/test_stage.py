@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hff import HeadOptions, LocalLayer, VggOptions, build_layers, make_optimizer
+from orchestrator.pipeline.links import Message
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
 
 
@@ -54,3 +55,25 @@ def test_a_loss_that_is_not_finite_stops_before_its_update_and_touches_no_other_
         expected = parameters(sound.layers[i]) if i < poisoned else before[i]
         for ours, theirs in zip(parameters(layer), expected, strict=True):
             assert torch.equal(ours, theirs), f"layer {i}"
+
+
+def test_what_is_handed_on_as_it_came_is_not_sent_from_the_buffer_it_came_in() -> None:
+    sent: list[torch.Tensor] = []
+
+    class Keeps:
+        waited_s, bytes_total = 0.0, 0
+
+        def send(self, message: Message) -> None:
+            sent.append(message.activation)
+
+        def close(self) -> None:
+            return
+
+    ours, came = stage(), batch(0)
+    ours.sender = Keeps()
+    ours._send("train", came, came.x, None, False)
+    fresh = came.x * 1
+    ours._send("train", came, fresh, None, False)
+    assert torch.equal(sent[0], came.x)
+    assert sent[0].data_ptr() != came.x.data_ptr()
+    assert sent[1].data_ptr() == fresh.data_ptr(), "what is new is not copied"
