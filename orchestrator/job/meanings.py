@@ -121,6 +121,7 @@ MEANINGS: dict[str, str] = {
     "checkpoint.every_steps": "Steps between saves, besides those after epochs.",
     "checkpoint.every_epochs": "Epochs between saves.",
     "checkpoint.keep_last": "Saved steps that are kept.",
+    "checkpoint.background": "Train on while a copy of the state, in memory, is written; the last save is waited for.",
     "tracking.uri": "MLflow's server or database; default: mlflow.db in the folder of the runs.",
     "tracking.experiment": "MLflow's experiment.",
     "tracking.registered_model": "Name in MLflow's model registry for the final network.",

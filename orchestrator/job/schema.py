@@ -302,11 +302,12 @@ class Cluster(Section):
 
 
 class Checkpoint(Section):
-    """When a run saves, and how many saved steps it keeps."""
+    """When a run saves, how many saved steps it keeps, and whether training goes on meanwhile."""
 
     every_steps: Count | None = None
     every_epochs: Count = 1
     keep_last: Count = 2
+    background: bool = True
 
 
 class Tracking(Section):

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hff.layers import LocalLayer
-from orchestrator.errors import CheckpointError
-from orchestrator.run.folder import RunFolder, write_atomically, write_json
+from orchestrator.errors import CheckpointError, OrchestratorError
+from orchestrator.run.folder import RunFolder, read_json, write_atomically, write_json
 
 _STEP = re.compile(r"step_(\d{9})")
 _FORMAT = 1
@@ -59,9 +59,15 @@ def _flushed(path: Path) -> FileEntry:
     return FileEntry(path.name, size, _sha256(path))
 
 
-def layer_tensors(layer: LocalLayer) -> dict[str, Tensor]:
+def _on_cpu(tensor: Tensor, *, apart: bool = False) -> Tensor:
+    """Contiguous; `apart` from the tensor, so that no later change of it shows, else perhaps the tensor itself."""
+    found = tensor.detach().cpu().contiguous()
+    return found.clone() if apart and found.data_ptr() == tensor.data_ptr() else found
+
+
+def layer_tensors(layer: LocalLayer, *, apart: bool = False) -> dict[str, Tensor]:
     """Parameters and buffers by name, on the CPU and contiguous."""
-    return {k: v.detach().cpu().contiguous() for k, v in layer.state_dict().items()}
+    return {k: _on_cpu(v, apart=apart) for k, v in layer.state_dict().items()}
 
 
 def layer_sha256(layer: LocalLayer) -> str:
@@ -78,24 +84,37 @@ def weights_sha256(per_layer: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(per_layer).encode()).hexdigest()
 
 
-def _optimizer_tensors(layer: LocalLayer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(layer: LocalLayer, optimizer: torch.optim.Optimizer, *, apart: bool) -> dict[str, Tensor]:
     names = {id(p): name for name, p in layer.named_parameters()}
     tensors: dict[str, Tensor] = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
-                tensors[f"{names[id(parameter)]}/{key}"] = value.detach().cpu().contiguous()
+                tensors[f"{names[id(parameter)]}/{key}"] = _on_cpu(value, apart=apart)
     return dict(sorted(tensors.items()))
 
 
-def save_layer(where: Path, index: int, layer: LocalLayer, optimizer: torch.optim.Optimizer) -> list[FileEntry]:
+@dataclass(frozen=True)
+class LayerState:
+    """Weights and optimizer state of one layer by name, on the CPU."""
+
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+def layer_state(layer: LocalLayer, optimizer: torch.optim.Optimizer, *, apart: bool = False) -> LayerState:
+    """What a checkpoint has of a layer; `apart`: in memory of its own, which further training does not change."""
+    return LayerState(layer_tensors(layer, apart=apart), _optimizer_tensors(layer, optimizer, apart=apart))
+
+
+def save_layer(where: Path, index: int, state: LayerState) -> list[FileEntry]:
     """Write one layer's weights and optimizer state into the folder `where`."""
     where.mkdir(parents=True, exist_ok=True)
     weights = where / f"layer_{index:02d}.safetensors"
-    state = where / f"layer_{index:02d}.optim.safetensors"
-    save_file(dict(sorted(layer_tensors(layer).items())), weights)
-    save_file(_optimizer_tensors(layer, optimizer), state)
-    return [_flushed(weights), _flushed(state)]
+    optimizer = where / f"layer_{index:02d}.optim.safetensors"
+    save_file(dict(sorted(state.weights.items())), weights)
+    save_file(dict(state.optimizer), optimizer)
+    return [_flushed(weights), _flushed(optimizer)]
 
 
 def _manifest_text(step: int, files: Iterable[FileEntry]) -> str:
@@ -106,7 +125,13 @@ def _manifest_text(step: int, files: Iterable[FileEntry]) -> str:
 
 
 def commit(folder: RunFolder, step: int, attempt: int, state: Mapping[str, Any], entries: Iterable[FileEntry]) -> Path:
-    """Add state and manifest, then give the finished folder its name."""
+    """Add state and manifest, then give the finished folder its name.
+
+    Raises OrchestratorError when a later attempt has begun: whoever was left of this one writes no more.
+    """
+    begun = max((entry["attempt"] for entry in read_json(folder.attempts) or []), default=attempt)
+    if begun > attempt:
+        raise OrchestratorError(f"attempt {attempt} saves no more: attempt {begun} of {folder.path.name} has begun")
     where = temporary_folder(folder, step, attempt)
     where.mkdir(parents=True, exist_ok=True)
     write_json(where / "state.json", dict(state))

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import IO, Any
 
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.storage import write_atomically as write_atomically
+
+# Of one process: the loop and a save beside it both tell what happened.
+_APPENDING = threading.Lock()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,7 +109,7 @@ class RunFolder:
     def append_event(self, event: dict[str, Any]) -> None:
         """Add a line. One that a killed writer left torn is closed first; readers pass over it."""
         line = json.dumps({**event, "time": time.time()}).encode() + b"\n"
-        with open(self.events, "ab+") as f:
+        with _APPENDING, open(self.events, "ab+") as f:
             if f.tell():
                 f.seek(-1, os.SEEK_END)
                 if f.read(1) != b"\n":

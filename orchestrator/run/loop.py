@@ -76,6 +76,7 @@ class Loop:
         for step in range(start, total):
             began = time.perf_counter()
             self.stage.trace.begin(step)
+            self.saver.check()
             if feed is not None:
                 with self.stage.trace.span("receive"):
                     batch = feed.next()

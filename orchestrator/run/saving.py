@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from safetensors import SafetensorError
@@ -22,11 +23,28 @@ MOST_FAILURES = 3
 _FAULTS = (OSError, SafetensorError, RuntimeError)
 
 
+@dataclass(frozen=True)
+class _Save:
+    """What is saved: the run's `state` after `step` steps and this worker's layers by their global index.
+
+    `held_up_s`: seconds that training waited for a save that goes on beside it.
+    """
+
+    step: int
+    state: Mapping[str, Any]
+    layers: Mapping[int, checkpoint.LayerState]
+    must: bool
+    began: float
+    held_up_s: float | None
+
+
 @dataclass
 class Saver:
     """Every stage writes its layers, then rank 0 makes them one checkpoint and deletes old ones.
 
-    `writes`: whether this worker is the replica of its stage that saves; `leads`: whether it is rank 0.
+    `writes`: whether this worker is the replica of its stage that saves; `leads`: whether it is rank 0. In the
+    `background` training goes on once the layers are copied, while a thread does the rest, one save at a time; no
+    other thread may then use `control`.
     """
 
     folder: RunFolder
@@ -36,19 +54,60 @@ class Saver:
     writes: bool
     leads: bool
     keep_last: int
+    background: bool = False
     failed: int = 0
+    _beside: threading.Thread | None = field(default=None, init=False)
+    _error: BaseException | None = field(default=None, init=False)
 
     def save(self, step: int, state: Mapping[str, Any], *, must: bool) -> None:
-        """Save after `step` steps. All workers return, or raise OrchestratorError, together.
+        """Save after `step` steps, when the save before has ended; all workers call this.
 
         A save that fails (a full disk, a store that does not answer) leaves the older checkpoints as they are; it
-        is an error when it `must` succeed, or for the third time in a row.
+        is an OrchestratorError when it `must` succeed, or for the third time in a row. One that must has ended when
+        this returns; the error of one in the background is raised by the next `check` or `save`.
         """
         began = time.perf_counter()
+        self.drain()
+        self.check()
+        beside = self.background and not must
+        layers = self._layers(apart=beside) if self.writes else {}
+        held_up_s = time.perf_counter() - began if beside else None
+        save = _Save(step, state, layers, must, began, held_up_s)
+        if beside:
+            self._beside = threading.Thread(target=self._write_beside, args=[save], name="save", daemon=True)
+            self._beside.start()
+        else:
+            self._write(save)
+
+    def check(self) -> None:
+        """Raise what a save in the background ended with."""
+        if self._error is not None:
+            raise self._error
+
+    def drain(self) -> None:
+        """Wait for the save in the background, if there is one."""
+        if self._beside is not None:
+            self._beside.join()
+            self._beside = None
+
+    def _layers(self, *, apart: bool) -> dict[int, checkpoint.LayerState]:
+        both = zip(self.stage.layers, self.stage.optimizers, strict=True)
+        return {self.stage.first + i: checkpoint.layer_state(*pair, apart=apart) for i, pair in enumerate(both)}
+
+    def _write_beside(self, save: _Save) -> None:
+        try:
+            self._write(save)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, save: _Save) -> None:
+        """Write this worker's files, learn of those of the others, and make one checkpoint of them all."""
         entries: list[checkpoint.FileEntry] = []
         fault: str | None = None
+        where = checkpoint.temporary_folder(self.folder, save.step, self.attempt)
         try:
-            entries = self._layers(step)
+            for index, layer in save.layers.items():
+                entries += checkpoint.save_layer(where, index, layer)
         except _FAULTS as error:
             fault = str(error)
         parts = self.control.gather((entries, fault))
@@ -56,25 +115,19 @@ class Saver:
         if self.leads and not faults:
             try:
                 everything = [entry for part, _ in parts for entry in part]
-                checkpoint.commit(self.folder, step, self.attempt, state, everything)
+                checkpoint.commit(self.folder, save.step, self.attempt, save.state, everything)
                 checkpoint.prune(self.folder, self.keep_last)
-                seconds = time.perf_counter() - began
-                self.folder.append_event({"event": "checkpoint", "step": step, "seconds": seconds})
+                seconds = time.perf_counter() - save.began
+                held_up_s = seconds if save.held_up_s is None else save.held_up_s
+                event = {"event": "checkpoint", "step": save.step, "seconds": seconds, "training_waited_s": held_up_s}
+                self.folder.append_event(event)
             except OSError as error:
                 faults = [str(error)]
         faults = self.control.broadcast(faults)
         if not faults:
             self.failed = 0
             return
-        self._give_up(step, faults[0], must=must)
-
-    def _layers(self, step: int) -> list[checkpoint.FileEntry]:
-        entries: list[checkpoint.FileEntry] = []
-        if self.writes:
-            where = checkpoint.temporary_folder(self.folder, step, self.attempt)
-            for i, (layer, optimizer) in enumerate(zip(self.stage.layers, self.stage.optimizers, strict=True)):
-                entries += checkpoint.save_layer(where, self.stage.first + i, layer, optimizer)
-        return entries
+        self._give_up(save.step, faults[0], must=save.must)
 
     def _give_up(self, step: int, fault: str, *, must: bool) -> None:
         self.failed += 1

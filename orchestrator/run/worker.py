@@ -163,16 +163,7 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
         micro_batches=assignment.micro_batches,
         replicas=peers,
     )
-    _, replica = mesh.place(context.rank)
-    saver = Saver(
-        folder=folder,
-        attempt=assignment.attempt,
-        stage=stage,
-        control=control,
-        writes=replica == 0,
-        leads=context.rank == 0,
-        keep_last=job["checkpoint"]["keep_last"],
-    )
+    saver = _saver(assignment, folder, stage, mesh, context)
     try:
         # Before the neighbours give up on a worker that hangs.
         stall_s = 0.8 * job["cluster"]["timeout_s"]
@@ -192,9 +183,27 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
             )
             return loop.run(), heartbeat.state["step"]
     finally:
+        # Whatever ended the training, what it had saved by then is not lost.
+        saver.drain()
         for link in (sender, receiver):
             if link is not None:
                 link.close()
+
+
+def _saver(assignment: Assignment, folder: RunFolder, stage: Stage, mesh: Mesh, context: Context) -> Saver:
+    options = assignment.job["checkpoint"]
+    _, replica = mesh.place(context.rank)
+    return Saver(
+        folder=folder,
+        attempt=assignment.attempt,
+        stage=stage,
+        # Of its own: saves in the background talk while the loop does.
+        control=Control(context.world_size),
+        writes=replica == 0,
+        leads=context.rank == 0,
+        keep_last=options["keep_last"],
+        background=options["background"],
+    )
 
 
 def _load_layers(

@@ -15,8 +15,11 @@ import pytest
 import torch
 
 from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update, make_optimizer
+from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint
+from orchestrator.run.context import Control
 from orchestrator.run.folder import RunFolder
+from orchestrator.run.saving import Saver
 
 KEPT = 2
 State = list[tuple[LocalLayer, torch.optim.Optimizer]]
@@ -39,13 +42,22 @@ def hashes(state: State) -> list[str]:
 
 
 def save(folder: RunFolder, step: int, state: State, attempt: int = 1) -> None:
-    """What a run of one worker does to save."""
-    where = checkpoint.temporary_folder(folder, step, attempt)
-    entries = []
-    for i, (layer, optimizer) in enumerate(state):
-        entries += checkpoint.save_layer(where, i, layer, optimizer)
-    checkpoint.commit(folder, step, attempt, {"step": step}, entries)
-    checkpoint.prune(folder, KEPT)
+    """What a run of one worker does to save, in a thread beside the training."""
+    stage = Stage(
+        first=0,
+        layers=[layer for layer, _ in state],
+        optimizers=[optimizer for _, optimizer in state],
+        receiver=None,
+        sender=None,
+        learning_rate=lambda step, layer: 1e-2,
+        trained=lambda step: None,
+        output_shape=(5, 8, 8),
+        device=torch.device("cpu"),
+    )
+    saver = Saver(folder, attempt, stage, Control(1), writes=True, leads=True, keep_last=KEPT, background=True)
+    saver.save(step, {"step": step}, must=False)
+    saver.drain()
+    saver.check()
 
 
 @pytest.fixture(scope="module")

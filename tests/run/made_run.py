@@ -69,7 +69,9 @@ def made_run(
     entries = []
     for index, layer in enumerate(layers):
         optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-        entries += checkpoint.save_layer(checkpoint.temporary_folder(folder, 7, 1), index, layer, optimizer)
+        entries += checkpoint.save_layer(
+            checkpoint.temporary_folder(folder, 7, 1), index, checkpoint.layer_state(layer, optimizer)
+        )
     checkpoint.commit(folder, 7, 1, {"step": 7}, entries)
     return folder.path
 

@@ -14,7 +14,7 @@ import torch
 from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update, make_optimizer
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.run import checkpoint, prepare
-from orchestrator.run.folder import Lease, RunFolder
+from orchestrator.run.folder import Lease, RunFolder, write_json
 from orchestrator.run.ledger import Ledger, chain
 from orchestrator.run.schedule import make_schedule
 from orchestrator.show import runs
@@ -43,13 +43,17 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def save(folder: RunFolder, at: int) -> Path:
     layer, optimizer = trained_layer(1)
-    entries = checkpoint.save_layer(checkpoint.temporary_folder(folder, at, 1), 0, layer, optimizer)
+    entries = checkpoint.save_layer(
+        checkpoint.temporary_folder(folder, at, 1), 0, checkpoint.layer_state(layer, optimizer)
+    )
     return checkpoint.commit(folder, at, 1, {"step": at}, entries)
 
 
 def test_a_restored_layer_goes_on_bit_for_bit(folder: RunFolder) -> None:
     layer, optimizer = trained_layer()
-    entries = checkpoint.save_layer(checkpoint.temporary_folder(folder, 3, 1), 0, layer, optimizer)
+    entries = checkpoint.save_layer(
+        checkpoint.temporary_folder(folder, 3, 1), 0, checkpoint.layer_state(layer, optimizer)
+    )
     where = checkpoint.commit(folder, 3, 1, {"step": 3}, entries)
     restored, its_optimizer = trained_layer(0)
     checkpoint.load_layer(where, 0, restored, its_optimizer)
@@ -100,6 +104,16 @@ def test_no_truncation_of_any_file_is_ever_loaded(folder: RunFolder) -> None:
             assert any(path.name in problem for problem in checkpoint.problems(where)), f"{path.name} of {length} bytes"
         path.write_bytes(whole)
     assert checkpoint.problems(where) == []
+
+
+def test_a_worker_of_an_attempt_that_is_over_saves_no_more(folder: RunFolder) -> None:
+    whole = save(folder, 1)
+    write_json(folder.attempts, [{"attempt": 1}, {"attempt": 2}])
+    with pytest.raises(OrchestratorError, match="attempt 1 saves no more: attempt 2 of a has begun"):
+        save(folder, 2)
+    assert checkpoint.newest_valid(folder) == (whole, [])
+    write_json(folder.attempts, [{"attempt": 1}])
+    assert save(folder, 2).name == "step_000000002"
 
 
 def test_the_newest_is_that_of_the_latest_step_whatever_the_clock_said(folder: RunFolder) -> None:

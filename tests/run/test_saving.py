@@ -1,8 +1,9 @@
-"""A disk that is full: older checkpoints stay, training goes on for a while, and nothing torn is left."""
+"""Saves beside the training, and a disk that is full: what is saved is whole, and older checkpoints stay."""
 
 from __future__ import annotations
 
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def no_room() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def saver(folder: RunFolder, width: int) -> Saver:
+def saver(folder: RunFolder, width: int, *, background: bool = False) -> Saver:
     (layer,) = build_layers(VggOptions(widths=(width,)), (3, 8, 8), HeadOptions(num_classes=3), seed=0)
     stage = Stage(
         first=0,
@@ -47,7 +48,14 @@ def saver(folder: RunFolder, width: int) -> Saver:
         output_shape=(width, 8, 8),
         device=torch.device("cpu"),
     )
-    return Saver(folder, 1, stage, Control(1), writes=True, leads=True, keep_last=2)
+    return Saver(folder, 1, stage, Control(1), writes=True, leads=True, keep_last=2, background=background)
+
+
+def settled(saves: Saver, step: int, state: dict[str, Any]) -> None:
+    """A save that has ended, in the background or not."""
+    saves.save(step, state, must=False)
+    saves.drain()
+    saves.check()
 
 
 @pytest.fixture
@@ -63,18 +71,19 @@ def warnings(folder: RunFolder) -> list[str]:
 FULL: list[tuple[int, dict[str, Any]]] = [(LARGE, {}), (SMALL, {"ledger": "x" * 2 * LIMIT})]
 
 
+@pytest.mark.parametrize("background", [False, True], ids=["waited for", "in the background"])
 @pytest.mark.parametrize(("width", "state"), FULL, ids=["layer", "state"])
 def test_training_goes_on_after_two_failed_saves_and_the_third_in_a_row_ends_it(
-    folder: RunFolder, width: int, state: dict[str, Any]
+    folder: RunFolder, width: int, state: dict[str, Any], background: bool
 ) -> None:
-    saves = saver(folder, width)
-    saves.save(1, {"step": 1}, must=False)
+    saves = saver(folder, width, background=background)
+    settled(saves, 1, {"step": 1})
     whole = checkpoint.step_folder(folder, 1)
     with no_room():
         for step in (2, 3):
-            saves.save(step, state, must=False)
+            settled(saves, step, state)
         with pytest.raises(OrchestratorError, match=r"step 4 could not be written: .*3 failures in a row\); make room"):
-            saves.save(4, state, must=False)
+            settled(saves, 4, state)
     assert ["warning 1 of 2" in w for w in warnings(folder)] == [True, False]
     assert "older checkpoints are untouched" in warnings(folder)[1]
     assert checkpoint.newest_valid(folder)[0] == whole
@@ -91,10 +100,65 @@ def test_a_save_that_succeeds_makes_the_failures_before_it_forgotten(folder: Run
     assert len(warnings(folder)) == 6
 
 
-def test_the_last_save_of_a_run_must_succeed(folder: RunFolder) -> None:
-    saves = saver(folder, LARGE)
+@pytest.mark.parametrize("background", [False, True], ids=["waited for", "in the background"])
+def test_the_last_save_of_a_run_must_succeed(folder: RunFolder, background: bool) -> None:
+    saves = saver(folder, LARGE, background=background)
     with no_room(), pytest.raises(OrchestratorError, match="run the same command again"):
         saves.save(1, {"step": 1}, must=True)
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """No file of a layer is written before the event is set."""
+    moves, write = threading.Event(), checkpoint.save_file
+
+    def slowly(*arguments: Any) -> None:
+        assert moves.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", slowly)
+    yield moves
+    moves.set()
+
+
+def test_what_is_saved_in_the_background_is_what_was_there_when_training_went_on(
+    folder: RunFolder, slow_disk: threading.Event
+) -> None:
+    saves = saver(folder, SMALL, background=True)
+    (layer,), (optimizer,) = saves.stage.layers, saves.stage.optimizers
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    before = checkpoint.layer_sha256(layer)
+    saves.save(1, {"step": 1}, must=False)
+    optimizer.step()
+    slow_disk.set()
+    saves.drain()
+    saves.check()
+    whole, _ = checkpoint.newest_valid(folder)
+    assert whole is not None
+    assert checkpoint.layer_sha256(layer) != before, "training went on"
+    checkpoint.load_layer(whole, 0, layer, optimizer)
+    assert checkpoint.layer_sha256(layer) == before
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
+
+
+@pytest.mark.parametrize("must", [False, True])
+def test_a_save_waits_for_the_one_before(folder: RunFolder, slow_disk: threading.Event, must: bool) -> None:
+    saves = saver(folder, SMALL, background=True)
+    saves.save(1, {"step": 1}, must=False)
+    second = threading.Thread(target=saves.save, args=(2, {"step": 2}), kwargs={"must": must})
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    assert checkpoint.steps_found(folder) == []
+    slow_disk.set()
+    second.join(60)
+    if not must:
+        saves.drain()
+    assert checkpoint.steps_found(folder) == [1, 2], "the one that must succeed has ended when the call returns"
+    waits = [event["training_waited_s"] for event in folder.read_events()[0] if event["event"] == "checkpoint"]
+    assert waits[0] < 0.3 <= waits[1], "how long training stood still is written down"
 
 
 def test_a_torn_line_of_events_costs_that_line_alone(folder: RunFolder) -> None:

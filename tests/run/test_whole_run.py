@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 
 from orchestrator.data.index import open_index
 from orchestrator.data.reader import ShardReader
+from orchestrator.run import checkpoint
+from orchestrator.run.folder import RunFolder
 from tests.conftest import ROOT, SUMMARY_KEYS, TINY_JOB, Command, environment
 
 
@@ -296,3 +299,24 @@ def test_a_run_that_diverges_stops_before_the_update_and_names_layer_step_and_im
         assert set(found[2].split(", ")) <= set(index.keys(range(len(index.labels))))
         assert int(found[1]) < 14
         assert not list((tmp_path / "runs" / name / "checkpoints").glob("step_*")), "nothing of it was saved"
+
+
+def test_what_a_run_had_saved_when_it_failed_is_whole_though_the_disk_is_slow(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The save after step 1 is under way in the background when the loss of a later step is not finite."""
+    write = checkpoint.save_file
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.5)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", slowly)
+    settings = ("objective={name: ce}", "train.lr_schedule=constant", "train.lr=1e37", "checkpoint.every_steps=1")
+    result = in_process("run", tiny_job("slow"), *(word for setting in settings for word in ("--set", setting)))
+    found = re.match(r"layer 0 \(conv0\): its loss is not finite at step (\d+)", result.stderr)
+    assert found, result.stderr
+    folder = RunFolder(tmp_path / "runs" / "slow")
+    whole, warnings = checkpoint.newest_valid(folder)
+    assert whole == checkpoint.step_folder(folder, int(found[1])), "steps done before the one that failed"
+    assert warnings == []
