@@ -24,6 +24,21 @@ def _table() -> dict[int, tuple[int, str, str]]:
     return found
 
 
+def workers(driver: int) -> list[int]:
+    """Process ids of the driver's workers, in order of rank."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                command = (folder / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if parent == driver and b"spawn_main" in command:
+                found.append(int(folder.name))
+    return sorted(found)
+
+
 class Descendants:
     """Watches the process `root` and all that it starts, also what outlives its parent.
 

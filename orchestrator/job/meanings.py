@@ -117,6 +117,7 @@ MEANINGS: dict[str, str] = {
     "cluster.transport": "How activations travel: shared memory, gloo or NCCL; auto: the fastest that there is.",
     "cluster.timeout_s": "Seconds without a message after which a worker gives up.",
     "cluster.max_failures": "Restarts from the newest checkpoint before a failing run ends.",
+    "cluster.max_preemptions": "New starts of a run whose nodes are taken away; they are no failures.",
     # checkpoint, tracking
     "checkpoint.every_steps": "Steps between saves, besides those after epochs.",
     "checkpoint.every_epochs": "Epochs between saves.",

@@ -290,6 +290,7 @@ class Cluster(Section):
     transport: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     timeout_s: Positive = 300.0
     max_failures: Natural = 3
+    max_preemptions: Natural = 100
 
     @model_validator(mode="before")
     @classmethod

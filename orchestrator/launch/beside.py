@@ -39,6 +39,8 @@ def stoppable(folder: RunFolder, attempt: int, max_hours: float | None, say: Cal
 
     def stop(reason: str) -> None:
         stop_file.touch()
+        # Whoever asks to stop does not want another attempt.
+        folder.notice_file(attempt).unlink(missing_ok=True)
         say(f"{reason}: saving at the end of this step, then leaving (again: leave at once)")
 
     timer = None

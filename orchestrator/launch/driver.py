@@ -22,8 +22,9 @@ from orchestrator.job.schema import Job
 from orchestrator.job.show import counted
 from orchestrator.launch import local
 from orchestrator.launch.beside import followed, stoppable
-from orchestrator.launch.elastic import Elastic
+from orchestrator.launch.elastic import elastic_of
 from orchestrator.launch.features import features_of
+from orchestrator.launch.preemption import Preemptions
 from orchestrator.launch.ray_train import RaySession, run_ray
 from orchestrator.launch.restart import Failure, next_action
 from orchestrator.pipeline.plan import Plan
@@ -152,6 +153,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
         drive.say(backbone)
     folder.append_event({"event": "plan", **plan.to_json(), "layer_names": names})
     failures: list[Failure] = []
+    preemptions = Preemptions(folder, job.cluster.max_preemptions if drive.launch is None else 0)
     use_ray = job.cluster.launcher == "ray" and drive.launch is None
     session = RaySession(drive.values["cluster"]) if use_ray else nullcontext()
     # MLflow takes seconds to open, and so does Ray.
@@ -164,7 +166,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
             ray.check_resources()
             since, workers = duration(time.monotonic() - drive.began), counted(job.cluster.workers, "worker")
             drive.say(f"Ray is there {since} after the start; waiting for {workers} ...")
-        elastic = _elastic(drive, ray, lambda workers: _plan(drive, shapes, datasets, workers))
+        elastic = elastic_of(job.cluster, ray, lambda workers: _plan(drive, shapes, datasets, workers))
         features = features_of(
             job, datasets, source, say=drive.say, event=folder.append_event, may_make=drive.launch is None
         )
@@ -179,13 +181,20 @@ def _drive(drive: Drive) -> dict[str, Any]:
                 with nullcontext() if elastic is None else elastic.watching(plan, folder, attempt.number):
                     failure = _attempt(drive, attempt, assignment)
             except Interrupted:
-                if elastic is None or not elastic.grows:
+                grows = elastic is not None and elastic.grows
+                again = "There is room for more workers: starting again with them." if grows else None
+                again = again or preemptions.again(attempt.number)
+                if again is None:
                     tracking.finish_run(_uri(drive), assignment.run_id, "KILLED", [])
                     raise
-                drive.say("There is room for more workers: starting again with them.")
+                drive.say(again)
                 continue
             if failure is None:
                 return _conclude(drive, assignment, plan)
+            again = None if failure.final else preemptions.again(attempt.number)
+            if again is not None:
+                drive.say(f"warning: {failure.headline}; {again}")
+                continue
             failures.append(failure)
             action = next_action(failures, job.cluster.max_failures if drive.launch is None else 0)
             if action.stop:
@@ -199,14 +208,6 @@ def _plan(drive: Drive, shapes: tuple[LayerShape, ...], datasets: Datasets, work
     cluster = drive.job.cluster.model_copy(update={"workers": workers})
     job = drive.job.model_copy(update={"cluster": cluster})
     return plan_for(job, shapes, len(datasets.train.subset), len(datasets.classes))
-
-
-def _elastic(drive: Drive, session: object, plan_of: Callable[[int], Plan]) -> Elastic | None:
-    """What decides on the number of workers; None where it is fixed, or where there is no cluster to ask."""
-    cluster = drive.job.cluster
-    if cluster.min_workers is None or not isinstance(session, RaySession):
-        return None
-    return Elastic(cluster.min_workers, cluster.workers, plan_of, session)
 
 
 def _announced(drive: Drive, before: Plan, plan: Plan, names: list[str]) -> Plan:

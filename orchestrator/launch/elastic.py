@@ -6,9 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from orchestrator.errors import JobError
+from orchestrator.job.schema import Cluster
 from orchestrator.pipeline.plan import Plan
 from orchestrator.run.folder import RunFolder, read_json
 
@@ -20,6 +21,7 @@ _LOOKS = 2
 _WORTH_S = 60.0
 
 
+@runtime_checkable
 class Room(Protocol):
     """What an elastic job asks of a cluster; counts are workers of the job."""
 
@@ -28,6 +30,13 @@ class Room(Protocol):
 
     def spare(self) -> int:
         """Those that there is room for beside those that run."""
+
+
+def elastic_of(cluster: Cluster, session: object, plan_of: Callable[[int], Plan]) -> Elastic | None:
+    """What decides on the number of workers; None where it is fixed, or where there is no cluster to ask."""
+    if cluster.min_workers is None or not isinstance(session, Room):
+        return None
+    return Elastic(cluster.min_workers, cluster.workers, plan_of, session)
 
 
 class Elastic:

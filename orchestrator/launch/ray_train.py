@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -21,33 +22,39 @@ ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Our workers look for themselves whether their node is about to be taken away, and leave in good order.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Ray's own default of 15 lets anything else on the machine starve the training.
     "RAY_worker_niceness": "0",
 }
 
 # For a Ray of our own on one machine: processes that would start and do nothing. Every job's workers have an
-# environment of their own, so workers started ahead are thrown away, and nobody announces the loss of this machine.
+# environment of their own, so workers started ahead are thrown away.
 OWN_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 
 # How long to wait for a node to answer, and for what an ended attempt held to be given back.
 _ANSWER_S = 20.0
 _RELEASE_S = 15.0
+# How often a worker looks whether its node is about to be taken away.
+_NOTICE_S = 2.0
 
 
 class RayContext:
     """The loop's context inside a Ray Train worker."""
 
     def __init__(self) -> None:
+        import ray
         import ray.train
 
         context = ray.train.get_context()
         self.rank: int = context.get_world_rank()
         self.world_size: int = context.get_world_size()
         self.local_rank: int = context.get_local_rank()
+        self._node: str = ray.get_runtime_context().get_node_id()
+        self._next_look = 0.0
 
     def report(self, metrics: dict[str, Any]) -> None:
         # Results travel through the run folder; Ray's own report would only copy them.
@@ -56,6 +63,19 @@ class RayContext:
     def stop_requested(self) -> bool:
         # The driver's wish to stop arrives as a file in the run folder.
         return False
+
+    def preemption(self) -> str | None:
+        # One worker of a node looks for all of them.
+        if self.local_rank > 0 or time.monotonic() < self._next_look:
+            return None
+        self._next_look = time.monotonic() + _NOTICE_S
+        with suppress(Exception):  # whatever the loss of the head looks like: the caller has more to do than this
+            draining = _draining_nodes()
+            if self._node in draining:
+                left_s = draining[self._node] / 1000 - time.time()
+                when = f" in {left_s:.0f} s" if left_s > 0 else ""
+                return f"the node of worker {self.rank} goes away{when}"
+        return None
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -171,9 +191,14 @@ class RaySession:
         return self._free()
 
     def _free(self) -> int:
-        import ray
+        from ray._private.state import state
 
-        return self._workers_in(ray.available_resources())
+        going = _draining_nodes()
+        there: Counter[str] = Counter()
+        for node, free in state.available_resources_per_node().items():
+            if node not in going:
+                there.update(free)
+        return self._workers_in(there)
 
     def _workers_in(self, resources: Mapping[str, float]) -> int:
         assert self._cluster is not None
@@ -181,17 +206,28 @@ class RaySession:
         return min(count, int(resources.get("GPU", 0))) if self._cluster["use_gpu"] else count
 
 
+def _draining_nodes() -> dict[str, int]:
+    """Nodes that are about to be taken away, each with when, in milliseconds since 1970, 0 where nobody knows.
+
+    Ray Train looks there too; what it offers to workers makes all of them wait for one another at every step.
+    """
+    from ray._private.state import state
+
+    found: dict[str, int] = state.get_draining_nodes()
+    return found
+
+
 def _answering_nodes() -> list[dict[str, Any]]:
-    """The nodes of the cluster that run a task in time: a dead one is listed as alive for a while."""
+    """The nodes that stay and run a task in time: a dead one is listed as alive for a while."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def answer() -> bool:
         return True
 
-    asked = {}
+    asked, going = {}, _draining_nodes()
     for node in ray.nodes():
-        if node["Alive"]:
+        if node["Alive"] and node["NodeID"] not in going:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(answer)
             asked[task.remote()] = node
@@ -228,7 +264,7 @@ def run_ray(assignment: Assignment, storage: str) -> None:
             name=f"attempt-{assignment.attempt}",
             storage_path=storage,
             # Restarts are the driver's decision: only it knows which checkpoint is the newest whole one.
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
     try:

@@ -19,7 +19,10 @@ class Context(Protocol):
         """Tell the launcher of finished epochs (never called per step)."""
 
     def stop_requested(self) -> bool:
-        """Whether this worker was asked to save and leave (a signal, a preemption notice)."""
+        """Whether this worker was asked to save and leave, by a signal."""
+
+    def preemption(self) -> str | None:
+        """That this worker's node is about to be taken away, in words; not called by the training thread."""
 
 
 @dataclass
@@ -36,6 +39,9 @@ class LocalContext:
 
     def stop_requested(self) -> bool:
         return self.stop[0]
+
+    def preemption(self) -> str | None:
+        return None
 
 
 class Control:

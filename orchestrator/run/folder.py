@@ -99,6 +99,10 @@ class RunFolder:
         """Its presence asks the workers of this attempt to save and leave."""
         return self.path / f"stop-{attempt}"
 
+    def notice_file(self, attempt: int) -> Path:
+        """Its presence says that the workers of this attempt were asked to leave because a node goes away."""
+        return self.path / "failures" / f"attempt-{attempt}-preempted.json"
+
     def failure_file(self, attempt: int, rank: int) -> Path:
         return self.path / "failures" / f"attempt-{attempt}-rank-{rank}.json"
 

@@ -6,6 +6,7 @@ import faulthandler
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from orchestrator.run.context import Context
@@ -17,6 +18,7 @@ PERIOD_S = 0.4
 class Heartbeat:
     """Rank 0 writes progress and looks for the stop file; any rank that was signalled creates that file.
 
+    So does one whose node is about to be taken away; the notice that it leaves beside tells the driver why.
     `state` is what the loop wants known; it is copied at every beat. A worker that trains and makes no step for
     `stall_s` seconds writes the stacks of its threads into the run folder, once.
     """
@@ -52,10 +54,20 @@ class Heartbeat:
         stop_file = self._folder.stop_file(self._attempt)
         while not self._ended.wait(PERIOD_S):
             self._look_for_stall()
+            self._pass_on_a_notice(stop_file)
             if self._context.rank == 0:
                 self._write()
                 self._stop_seen = self._stop_seen or stop_file.exists()
             elif self._context.stop_requested():
+                stop_file.touch()
+
+    def _pass_on_a_notice(self, stop_file: Path) -> None:
+        what = self._context.preemption()
+        if what is not None and not stop_file.exists():
+            notice = self._folder.notice_file(self._attempt)
+            with suppress(OSError):
+                notice.parent.mkdir(parents=True, exist_ok=True)
+                write_json(notice, {"rank": self._context.rank, "what": what})
                 stop_file.touch()
 
     def _look_for_stall(self) -> None:

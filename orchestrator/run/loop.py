@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 
 from orchestrator.data.order import batch_bounds
 from orchestrator.errors import CheckpointError, OrchestratorError
@@ -32,6 +33,10 @@ from orchestrator.run.tracing import Tracer
 
 if TYPE_CHECKING:
     from orchestrator.run.worker import Assignment
+
+
+def _images(keys: list[str]) -> str:
+    return f"; images of that batch: {', '.join(keys[:4])}, ... ({len(keys)})" if keys else ""
 
 
 @dataclass
@@ -88,6 +93,10 @@ class Loop:
                 stop = self.stage.train_step(batch)
             except NonFiniteLoss as error:
                 raise self._diverged(error.layer, f"at step {error.step}", self._keys(error.step)) from error
+            except Exception as error:
+                if not isinstance(error, OrchestratorError | dist.DistError):  # these are of neighbours
+                    error.add_note(f"at step {step}{_images(self._keys(step))}")
+                raise
             self.stage.times.wall_s += time.perf_counter() - began
             done = step + 1
             self.heartbeat.state.update(step=done, epoch=self.schedule.epoch(step))
@@ -212,10 +221,10 @@ class Loop:
                     raise self._diverged(part["first"] + i, f"before step {done}", [])
 
     def _diverged(self, layer: int, when: str, keys: list[str]) -> OrchestratorError:
-        images = f"; images of that batch: {', '.join(keys[:4])}, ... ({len(keys)})" if keys else ""
         return OrchestratorError(
-            f"layer {layer} ({self.assignment.layer_names[layer]}): its loss is not finite {when}{images}; nothing "
-            "after the last checkpoint is kept: lower train.lr, set train.grad_clip, or go on with another recipe"
+            f"layer {layer} ({self.assignment.layer_names[layer]}): its loss is not finite {when}{_images(keys)}; "
+            "nothing after the last checkpoint is kept: lower train.lr, set train.grad_clip, or go on with another "
+            "recipe"
         )
 
     def _keys(self, step: int) -> list[str]:

@@ -28,6 +28,20 @@ def test_a_signal_asks_the_workers_to_save_and_leave(tmp_path: Path, number: sig
     assert signal.getsignal(number) == before
 
 
+def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with stoppable(RunFolder(tmp_path), 1, None, lambda _: None):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        os._exit(0)
+    began = time.monotonic()
+    _, status = os.waitpid(pid, 0)
+    assert time.monotonic() - began < 4
+    assert os.WEXITSTATUS(status) == 128 + signal.SIGINT
+
+
 def test_when_max_hours_are_over_the_workers_are_asked_to_save_and_leave(tmp_path: Path) -> None:
     said: list[str] = []
     folder = RunFolder(tmp_path)

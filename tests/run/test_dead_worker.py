@@ -11,23 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import started
-from tests.processes import Descendants
+from tests.processes import Descendants, workers
 from tests.runs import wait_for_step
-
-
-def workers(driver: int) -> list[int]:
-    """Process ids of the driver's workers, in order of rank."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                command = (folder / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if parent == driver and b"spawn_main" in command:
-                found.append(int(folder.name))
-    return sorted(found)
 
 
 @pytest.mark.slow
