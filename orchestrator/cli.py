@@ -12,6 +12,7 @@ from pathlib import Path
 from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
 from orchestrator.examples import add_examples
+from orchestrator.job import paths
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     actions.add_parser("features", parents=[job], help="compute the features that a transfer job trains on")
 
     evaluate = commands.add_parser("eval", help="classify a data set with a finished run's network")
-    evaluate.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    evaluate.add_argument("run", metavar="RUN", help="a run folder, or its s3:// or gs:// URL")
     evaluate.add_argument("--data", metavar="OUT", help="shards to classify instead of the job's own val data")
     evaluate.add_argument(
         "--early-exit",
@@ -98,13 +99,13 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
 
     predict = commands.add_parser("predict", help="classify image files; shows how every layer voted")
-    predict.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    predict.add_argument("run", metavar="RUN", help="a run folder, or its s3:// or gs:// URL")
     predict.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="JPEG or PNG files")
     predict.add_argument("--top", metavar="N", default="5", help="how many classes to show (default 5)")
     predict.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON (- for stdout)")
 
     export = commands.add_parser("export", help="write a run's network as one file for other programs")
-    export.add_argument("run", metavar="RUN", type=Path, help="a run folder")
+    export.add_argument("run", metavar="RUN", help="a run folder, or its s3:// or gs:// URL")
     export.add_argument(
         "--format",
         required=True,
@@ -115,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace the file if it is there already")
 
     report = commands.add_parser("report", help="one self-contained HTML page for one run or several")
-    report.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or their s3:// or gs:// URLs")
     report.add_argument(
         "--out", metavar="FILE", type=Path, help="default: RUN/report.html; of several, comparison.html in the first"
     )
@@ -123,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list and examine runs")
     actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("ls", help="all runs of a folder")
-    listing.add_argument("folder", metavar="RUNS", type=Path, nargs="?", default=Path("runs"))
+    listing.add_argument("folder", metavar="RUNS", nargs="?", default="runs")
     listing.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     for name, text in (
         ("show", "one run with its checkpoints"),
@@ -131,13 +132,13 @@ def make_parser() -> argparse.ArgumentParser:
         ("replay", "send metrics to MLflow that it missed"),
     ):
         action = actions.add_parser(name, help=text)
-        action.add_argument("run", metavar="RUN", type=Path)
+        action.add_argument("run", metavar="RUN")
         if name == "show":
             action.add_argument("--json", action="store_true", help="JSON instead of text")
     action = actions.add_parser("compare", help="results and differing job keys of several runs side by side")
-    action.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    action.add_argument("runs", metavar="RUN", nargs="+")
     action = actions.add_parser("rm", help="delete run folders; MLflow keeps what it has")
-    action.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    action.add_argument("runs", metavar="RUN", nargs="+")
     action.add_argument("--yes", action="store_true", help="do not ask")
 
     completion = commands.add_parser("completion", help="a script that completes commands in a shell")
@@ -262,7 +263,7 @@ def _data(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     from orchestrator.launch.command import eval_command
 
-    return eval_command(arguments.run, arguments.data, arguments.json, with_exits=arguments.early_exit)
+    return eval_command(_run_here(arguments.run), arguments.data, arguments.json, with_exits=arguments.early_exit)
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -271,14 +272,14 @@ def _predict(arguments: argparse.Namespace) -> int:
     if not arguments.top.isdecimal() or int(arguments.top) < 1:
         raise JobError(f"--top: must be a whole number >= 1, got {arguments.top!r}")
     _silence()
-    return predict_command(arguments.run, arguments.images, int(arguments.top), arguments.json)
+    return predict_command(_run_here(arguments.run), arguments.images, int(arguments.top), arguments.json)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from orchestrator.run.export import export_run
 
     _silence()
-    done = export_run(arguments.run, arguments.format, arguments.out, replace=arguments.force)
+    done = export_run(_run_here(arguments.run), arguments.format, arguments.out, replace=arguments.force)
     note = (
         "" if done.difference is None else f" (scores differ from the run's network by at most {done.difference:.1g})"
     )
@@ -300,30 +301,49 @@ def _report(arguments: argparse.Namespace) -> int:
     from orchestrator.run.folder import existing_run
     from orchestrator.show.report import write_report
 
-    for run in arguments.runs:
+    found = [_run_here(run, weights=False) for run in arguments.runs]
+    for run in found:
         existing_run(run)
-    name = "report.html" if len(arguments.runs) == 1 else "comparison.html"
-    out = arguments.out or arguments.runs[0] / name
-    write_report(arguments.runs, out)
+    name = "report.html" if len(found) == 1 else "comparison.html"
+    out = arguments.out or found[0] / name
+    write_report(found, out)
     print(f"Written: {out}")
     return EXIT_DONE
 
 
-def _runs(arguments: argparse.Namespace) -> int:
-    from orchestrator.show import runs
+def _run_here(run: str, *, weights: bool = True) -> Path:
+    """The folder of a run; one in a store is brought here first, with its newest checkpoint where `weights`."""
+    if not paths.is_store(run):
+        return Path(run)
+    from orchestrator.run.stored_run import fetch_run
 
-    if arguments.action == "ls":
-        return runs.ls(arguments.folder, as_json=arguments.json)
-    if arguments.action == "show":
-        return runs.show(arguments.run, as_json=arguments.json)
-    if arguments.action == "rm":
-        return runs.rm(arguments.runs, confirmed=arguments.yes)
+    return fetch_run(run, weights=weights)
+
+
+def _runs(arguments: argparse.Namespace) -> int:
     if arguments.action == "compare":
         from orchestrator.show.compare import compare
 
-        return compare(arguments.runs)
-    actions: dict[str, Callable[[Path], int]] = {"verify": runs.verify, "replay": runs.replay}
-    return actions[arguments.action](arguments.run)
+        return compare([_run_here(run, weights=False) for run in arguments.runs])
+    from orchestrator.show import runs, stored_runs
+
+    if arguments.action == "replay":
+        return runs.replay(_run_here(arguments.run, weights=False))
+    if arguments.action == "rm":
+        stored = [run for run in arguments.runs if paths.is_store(run)]
+        if not stored:
+            return runs.rm([Path(run) for run in arguments.runs], confirmed=arguments.yes)
+        if len(stored) < len(arguments.runs):
+            raise JobError("runs rm: give folders or URLs, not both at once")
+        return stored_runs.rm(stored, confirmed=arguments.yes)
+    place, action = arguments.folder if arguments.action == "ls" else arguments.run, arguments.action
+    if paths.is_store(place):
+        if action == "verify":
+            return stored_runs.verify(place)
+        return (stored_runs.ls if action == "ls" else stored_runs.show)(place, as_json=arguments.json)
+    if action == "verify":
+        return runs.verify(Path(place))
+    return (runs.ls if action == "ls" else runs.show)(Path(place), as_json=arguments.json)
 
 
 def _completion(arguments: argparse.Namespace) -> int:

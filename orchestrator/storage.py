@@ -12,11 +12,11 @@ from pathlib import Path
 _WAIT_S = 0.2
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part; threads may write at once."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write so that a reader sees the old file or the new one, never a part; threads may write at once."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
+from tests.stores import Bucket
 
 ROOT = Path(__file__).parent.parent
 TEST_DATA = Path(os.environ.get("ORCHESTRATOR_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -96,6 +97,25 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Command:
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def started_bucket() -> Iterator[Bucket]:
+    """One S3 server for all tests: starting it takes longer than most of them."""
+    bucket = Bucket()
+    yield bucket
+    bucket.close()
+
+
+@pytest.fixture
+def bucket(started_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """The S3 server, with credentials for it in the environment."""
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HTTP_PROXY", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return started_bucket
 
 
 @contextmanager

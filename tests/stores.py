@@ -48,6 +48,15 @@ class Bucket:
     def delete(self, key: str) -> None:
         self._client.delete_object(Bucket=BUCKET, Key=key)
 
+    def get(self, key: str) -> bytes:
+        content: bytes = self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return content
+
+    def names(self, prefix: str) -> list[str]:
+        """The keys below a prefix, without it."""
+        found = self._client.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/").get("Contents", [])
+        return sorted(entry["Key"].removeprefix(f"{prefix}/") for entry in found)
+
     def close(self) -> None:
         self._client.close()
         self._server.stop()
@@ -55,15 +64,17 @@ class Bucket:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests whose path contains `where`.
+    """What happens to the next `times` requests with this method whose path contains `where`.
 
-    `kind` is a status (503), or reset (no answer), cut (the connection ends after `after` bytes of the body), stall
-    (nothing comes after these, for `seconds`) or flip (the byte after these is another one).
+    `kind` is a status (503), or reset (no answer), lost (done, but no answer), cut (the connection ends after `after`
+    bytes of the answer's body), stall (nothing comes after these, for `seconds`) or flip (the byte after these is
+    another one).
     """
 
     kind: str | int
     where: str = ".tar"
     times: int = 1
+    method: str = "GET"
     after: int = 0
     seconds: float = 30.0
 
@@ -76,16 +87,20 @@ class Door:
     faults: list[Fault] = field(default_factory=list)
     fired: Counter[str | int] = field(default_factory=Counter)
     asked: list[tuple[str, int]] = field(default_factory=list)
+    written: list[tuple[str, str]] = field(default_factory=list)
     port: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, path: str, start: int) -> Fault | None:
+    def take(self, method: str, path: str, start: int) -> Fault | None:
         """The fault of this request, None for none."""
         with self._lock:
-            self.asked.append((path.rpartition("/")[2], start))
+            if method == "GET":
+                self.asked.append((path.rpartition("/")[2], start))
+            else:
+                self.written.append((method, path))
             for fault in self.faults:
-                if fault.times and fault.where in path:
+                if fault.times and fault.method == method and fault.where in path:
                     fault.times -= 1
                     self.fired[fault.kind] += 1
                     return fault
@@ -116,10 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-        fault = self.door.take(self.path, start)
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.door.take(self.command, self.path, start)
         self.close_connection = True
         if fault is not None and fault.kind == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._reset()
             return
         if fault is not None and isinstance(fault.kind, int):
             self.send_response(fault.kind)
@@ -128,10 +144,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"<Error><AWSAccessKeyId>AKIATEST</AWSAccessKeyId></Error>")
             return
         upstream = http.client.HTTPConnection("127.0.0.1", self.door.upstream, timeout=30)
-        upstream.request("GET", self.path, headers=dict(self.headers))
+        upstream.request(self.command, self.path, sent or None, headers=dict(self.headers))
         answer = upstream.getresponse()
         body = answer.read()
         upstream.close()
+        if fault is not None and fault.kind == "lost":
+            self._reset()
+            return
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("connection", "date", "server", "transfer-encoding"):
@@ -145,6 +164,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         if fault is not None and fault.kind == "stall":
             self.door.ended.wait(fault.seconds)
+
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def log_message(self, format: str, *args: Any) -> None:
         return

@@ -20,7 +20,7 @@ import obstore
 from obstore import exceptions
 from obstore.store import GCSStore, HTTPStore, S3Store
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, OrchestratorError
 from orchestrator.job import paths
 
 _CHUNK_BYTES = 2**16
@@ -83,12 +83,20 @@ class Stopped(Exception):
     """The transfer was given up because nobody waits for it any more."""
 
 
-class _Passing(Exception):
+class Passing(Exception):
     """A failure that may be over when the same is asked again."""
 
 
 class Remote:
-    """The files below one URL. Raises JobError for a URL that is not allowed, DataError for what cannot be read."""
+    """The files below one URL. Raises DataError for a URL that is not allowed, and for what cannot be read."""
+
+    # What is said otherwise where the files are not shards: errors that last, a store that does not answer, the remedy.
+    _refusal: type[OrchestratorError] = DataError
+    _silence: type[OrchestratorError] = DataError
+    _doing = "reading"
+    _absent = "upload the whole folder that `orchestrator data pack` made, or correct the address"
+    _changed = "the file changed after packing: upload what the index was made for"
+    _again = "run the same command again when the store answers"
 
     def __init__(self, url: str, counters: Counters | None = None, patience: Patience | None = None) -> None:
         fault = paths.location_fault(url)
@@ -110,9 +118,9 @@ class Remote:
                 for chunk in self._body(name, 0, None):
                     content += chunk
                     if len(content) > limit:
-                        raise DataError(f"{self.url}/{name}: expected at most {limit} bytes, found more")
+                        raise self._refusal(f"{self.url}/{name}: expected at most {limit} bytes, found more")
                 return bytes(content)
-            except _Passing as error:
+            except Passing as error:
                 failures += 1
                 self._pause(name, failures, str(error), None)
 
@@ -129,8 +137,8 @@ class Remote:
                     file.write(chunk)
                     have += len(chunk)
                 if have < size:
-                    raise _Passing("the answer ended early")
-            except _Passing as error:
+                    raise Passing("the answer ended early")
+            except Passing as error:
                 failures = 1 if have - before >= _PROGRESS_BYTES else failures + 1
                 self._pause(name, failures, str(error), stop)
             finally:
@@ -141,9 +149,8 @@ class Remote:
         try:
             result = obstore.get(self._opened(), name, options={"range": {"offset": start}} if size else None)
             if size is not None and result.meta["size"] != size:
-                raise DataError(
-                    f"{self.url}/{name}: expected {size} bytes, found {result.meta['size']}; the file changed after "
-                    "packing: upload what the index was made for"
+                raise self._refusal(
+                    f"{self.url}/{name}: expected {size} bytes, found {result.meta['size']}; {self._changed}"
                 )
             for chunk in result.stream(min_chunk_size=_CHUNK_BYTES):
                 self.counters.add(bytes=len(chunk))
@@ -157,27 +164,23 @@ class Remote:
         text = str(error)
         status = _status(text)
         if isinstance(error, FileNotFoundError):
-            remedy = "upload the whole folder that `orchestrator data pack` made, or correct the address"
-            return DataError(f"{where}: there is no such file (404); {remedy}")
+            return self._refusal(f"{where}: there is no such file (404); {self._absent}")
         if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
             remedy = _CREDENTIALS.get(self._scheme, _CREDENTIALS["https"])
-            return DataError(f"{where}: reading is not allowed ({status or 403}); {remedy}")
+            return self._refusal(f"{where}: {self._doing} is not allowed ({status or 403}); {remedy}")
         if isinstance(error, exceptions.NotSupportedError) or "NotPartial" in text:
-            return DataError(f"{where}: the server does not answer range requests; use a server that does")
+            return self._refusal(f"{where}: the server does not answer range requests; use a server that does")
         if "169.254." in text or "metadata.google.internal" in text:
-            return _Passing(f"no credentials were found; {_CREDENTIALS.get(self._scheme, '')}")
+            return Passing(f"no credentials were found; {_CREDENTIALS.get(self._scheme, '')}")
         if status is not None and 400 <= status < 500 and status not in _PASSING_STATUS:
-            return DataError(f"{where}: the server refuses the request ({status})")
+            return self._refusal(f"{where}: the server refuses the request ({status})")
         if isinstance(error, exceptions.GenericError | exceptions.BaseError):
-            return _Passing(f"status {status}" if status else _kind(text))
+            return Passing(f"status {status}" if status else _kind(text))
         return error
 
     def _pause(self, name: str, failures: int, reason: str, stop: threading.Event | None) -> None:
         if failures >= self._patience.attempts:
-            raise DataError(
-                f"{self.url}/{name}: given up after {failures} tries in a row: {reason}; run the same command again "
-                "when the store answers"
-            )
+            raise self._silence(f"{self.url}/{name}: given up after {failures} tries in a row: {reason}; {self._again}")
         self.counters.add(retries=1)
         if (stop or threading.Event()).wait(self._patience.pause_s(failures)):
             raise Stopped

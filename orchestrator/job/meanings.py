@@ -6,7 +6,7 @@ from __future__ import annotations
 MEANINGS: dict[str, str] = {
     "kind": "What the job does: train a network, search for values, or train on a timm backbone.",
     "name": "The run's name: its folder below `runs`, and its name in MLflow.",
-    "runs": "Folder of all runs; relative to the nearest parent of the job file with pyproject.toml or .git.",
+    "runs": "Folder of runs, relative to the job file's nearest parent with pyproject.toml or .git; or a URL (s3, gs).",
     # data
     "data.train": "Training images: a folder or URL (s3, gs, https) with index.json, or `digits`.",
     "data.val": "Images that accuracy is measured on in training, or the share of `train` that is held out.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 import re
@@ -10,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 DIGITS = "digits"
 REMOTE_SCHEMES = ("http", "https", "s3", "gs")
+STORE_SCHEMES = ("s3", "gs")
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 RAY_PACKAGE = "_ray_pkg_"
 
@@ -93,11 +95,27 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def runs_fault(text: str) -> str | None:
-    """What is wrong with the folder of the runs, None when it can be used."""
-    kind = scheme(text)
-    if kind in REMOTE_SCHEMES:
-        return f"must be a local or shared folder in this version ({kind} comes later)"
-    return None if kind is None or _is_local_url(text) else "must be the path of a folder"
+    """What is wrong with the place of the runs, None when it can be used."""
+    if is_store(text):
+        return _remote_fault(text)
+    return None if scheme(text) is None or _is_local_url(text) else f"must be the path of a folder, {_STORES}"
+
+
+_STORES = "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+
+
+def is_store(text: str) -> bool:
+    """Whether runs lie in an object store."""
+    return scheme(text) in STORE_SCHEMES
+
+
+def runs_here(runs: str) -> str:
+    """The folder of the runs on this machine: itself, or the copy of what lies in a store."""
+    if not is_store(runs):
+        return runs
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    known = f"{runs.rpartition('/')[2]}-{hashlib.sha256(runs.encode()).hexdigest()[:12]}"
+    return os.path.abspath(os.path.join(cache, "hff-orchestrator", "runs", known))
 
 
 def tracking_fault(text: str) -> str | None:
@@ -154,7 +172,9 @@ def in_ray_package(job_path: str | Path) -> bool:
 
 
 def runs_folder(job_path: str | Path, runs: str) -> tuple[str, str | None]:
-    """The absolute folder of the runs, and a line for the user when it is not where the job says."""
+    """The absolute folder or the URL of the runs, and a line for the user when they are not where the job says."""
+    if is_store(runs):
+        return runs.rstrip("/"), None
     relative = scheme(runs) is None and not os.path.isabs(os.path.expanduser(runs))
     if relative and in_ray_package(job_path):
         folder = os.path.expanduser("~/orchestrator-runs")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from orchestrator.job import paths
 from orchestrator.job import space as spaces
 from orchestrator.job.checks import Finding
 from orchestrator.job.resolved import flatten
@@ -107,6 +108,8 @@ class SearchJob(Section):
 def check_search(job: SearchJob) -> list[Finding]:
     """All broken relations of a search whose single values are fine."""
     found = list(_space(job))
+    if paths.is_store(job.runs):
+        found.append(Finding("runs", f"must be a folder that all nodes share, for a search, got {show(job.runs)}", ()))
     if not found:
         found = [*_sampling(job), *_metric(job), *_layerwise(job)]
     return found

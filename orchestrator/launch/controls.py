@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from orchestrator.data.run_store import RunStore
 from orchestrator.errors import JobError
+from orchestrator.job import paths
 from orchestrator.job.load import job_from_values
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job, TransferJob
@@ -101,6 +103,7 @@ def _nearest_neighbours(job: Job, run: RunJob) -> Values:
     """The control without training; its features are kept for the other controls with a head there."""
     began = time.monotonic()
     plain = resolved(control_job(job, "knn", last_stage))
+    plain = plain.model_copy(update={"runs": paths.runs_here(job.runs)})
     values = job_to_dict(plain)
     datasets = open_datasets(values)
     folders = features_of(plain, datasets, None, say=print, event=lambda _: None)
@@ -143,9 +146,12 @@ def run_controls(job: Job, summary: Values, run: RunJob, say: Callable[[str], No
         return summary
     results = {name: CONTROLS[name](job, run) for name in wanted}
     summary = summary | {"controls": results}
-    folder = RunFolder(Path(job.runs) / job.name)
+    runs = Path(paths.runs_here(job.runs))
+    folder = RunFolder(runs / job.name)
     write_json(folder.summary, summary)
-    uri = tracking.resolve_uri(job.tracking.uri, Path(job.runs))
+    if paths.is_store(job.runs):
+        RunStore(job.runs).put(f"{job.name}/{folder.summary.name}", folder.summary)
+    uri = tracking.resolve_uri(job.tracking.uri, runs)
     warning = tracking.finish_run(uri, summary["run_id"], "FINISHED", [folder.summary])
     if warning:
         say(f"warning: {warning}")

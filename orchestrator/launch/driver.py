@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -17,59 +17,29 @@ from hff.shapes import LayerShape
 from orchestrator.data.features import FeatureFolders
 from orchestrator.data.order import steps_per_epoch
 from orchestrator.errors import Interrupted, JobError, OrchestratorError
+from orchestrator.job import paths
 from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
 from orchestrator.job.show import counted
 from orchestrator.launch import local
 from orchestrator.launch.beside import followed, stoppable
+from orchestrator.launch.conclude import conclude
+from orchestrator.launch.drive import Drive, Launch, Part
 from orchestrator.launch.elastic import elastic_of
 from orchestrator.launch.features import features_of
 from orchestrator.launch.preemption import Preemptions
 from orchestrator.launch.ray_train import RaySession, run_ray
 from orchestrator.launch.restart import Failure, next_action
 from orchestrator.pipeline.plan import Plan
-from orchestrator.run import checkpoint, network, prepare, tracking
+from orchestrator.run import checkpoint, prepare, tracking
 from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
-from orchestrator.run.logged_model import Logged, log_model
 from orchestrator.run.own_head import kept_objective, try_head
 from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_of
-from orchestrator.run.trained import class_names
+from orchestrator.run.stored_run import StoredRun, fetch_run
 from orchestrator.run.worker import Assignment, first_failure
-from orchestrator.show.pace import pace
-from orchestrator.show.plots import accuracy_plot
-from orchestrator.show.terminal import duration, plan_table, result_table, stages_table
-
-Launch = Callable[[Assignment], None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a run is to something larger, a trial to its search; nothing for a run of its own.
-
-    `tags` go to its MLflow run, what it says goes to `out`, and with the sequential schedule it ends after the
-    phases of `phases` layers.
-    """
-
-    tags: Mapping[str, str] = field(default_factory=dict)
-    out: TextIO | None = None
-    phases: int | None = None
-
-
-@dataclass
-class Drive:
-    """What the parts of a drive share."""
-
-    job: Job
-    values: dict[str, Any]
-    folder: RunFolder
-    resume: str
-    say: Callable[[str], None]
-    origin: Path
-    launch: Launch | None
-    part: Part
-    began: float = field(default_factory=time.monotonic)
+from orchestrator.show.terminal import duration, plan_table
 
 
 def _told(line: str) -> None:
@@ -93,6 +63,8 @@ def run_job(
     the job names, for a group of workers that is there already; it is called once at most.
     """
     job = resolved(job)
+    stored = StoredRun(job.runs, job.name, say) if paths.is_store(job.runs) else None
+    job = job.model_copy(update={"runs": paths.runs_here(job.runs)})
     drive = Drive(
         job=job,
         values=job_to_dict(job),
@@ -102,9 +74,10 @@ def run_job(
         origin=origin or Path.cwd(),
         launch=launch,
         part=part or Part(),
+        stored=stored,
     )
     _refuse_missing_gpu(job)
-    with Lease(drive.folder):
+    with Lease(drive.folder), stored or nullcontext():
         summary = _finished(drive) or _drive(drive)
     if summary_path is not None:
         write_json(summary_path, summary)
@@ -117,6 +90,8 @@ def _refuse_missing_gpu(job: Job) -> None:
 
 
 def _finished(drive: Drive) -> dict[str, Any] | None:
+    if drive.stored is not None:
+        drive.stored.begin(fresh=drive.resume == "never")
     if drive.resume == "never":
         replaced = drive.folder.set_aside()
         if replaced is not None:
@@ -125,7 +100,7 @@ def _finished(drive: Drive) -> dict[str, Any] | None:
     summary = prepare.finished_summary(drive.folder, drive.values)
     if summary is not None:
         drive.say(
-            f"Run {drive.job.name} is finished already ({drive.folder.summary}). "
+            f"Run {drive.job.name} is finished already ({drive.place}/summary.json). "
             "Use --resume never to run it afresh, or give the job another name."
         )
     return summary
@@ -135,7 +110,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     """Attempts until the run is finished, stopped, or has failed for good."""
     job, folder = drive.job, drive.folder
     # Refuses a damaged or missing checkpoint before anything starts.
-    source, _ = _starting_point(drive, prepare.next_attempt(folder, drive.resume))
+    source, _ = _starting_point(drive, _next_attempt(drive, drive.resume))
     backbone = backbone_line(job) if source is None else None
     prepare_embedded(drive.values["data"], Path(job.runs))
     datasets = open_datasets(drive.values)
@@ -145,7 +120,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     folder.path.mkdir(parents=True, exist_ok=True)
     drive.job, written = kept_objective(job, folder)
     job, drive.values = drive.job, job_to_dict(drive.job)
-    write_atomically(folder.job, job_yaml(written))
+    _claim(drive, written)
     write_json(folder.classes, datasets.classes)
     names = [shape.name for shape in shapes]
     drive.say(plan_table(plan.to_json(), names, job_name=job.name))
@@ -157,7 +132,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     use_ray = job.cluster.launcher == "ray" and drive.launch is None
     session = RaySession(drive.values["cluster"]) if use_ray else nullcontext()
     # MLflow takes seconds to open, and so does Ray.
-    opening = threading.Thread(target=tracking.open_store, args=[_uri(drive)], name="tracking", daemon=True)
+    opening = threading.Thread(target=tracking.open_store, args=[drive.uri], name="tracking", daemon=True)
     opening.start()
     if isinstance(session, RaySession):
         drive.say(session.waiting)
@@ -174,7 +149,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
         while True:
             if elastic is not None:
                 plan = _announced(drive, plan, elastic.plan(drive.say), names)
-            attempt = prepare.next_attempt(folder, "auto")
+            attempt = _next_attempt(drive, "auto")
             attempt = replace(attempt, run_id=_track(drive, attempt, plan))
             assignment = _assignment(drive, attempt, plan, datasets, shapes, features)
             try:
@@ -185,12 +160,12 @@ def _drive(drive: Drive) -> dict[str, Any]:
                 again = "There is room for more workers: starting again with them." if grows else None
                 again = again or preemptions.again(attempt.number)
                 if again is None:
-                    tracking.finish_run(_uri(drive), assignment.run_id, "KILLED", [])
+                    tracking.finish_run(drive.uri, assignment.run_id, "KILLED", [])
                     raise
                 drive.say(again)
                 continue
             if failure is None:
-                return _conclude(drive, assignment, plan)
+                return conclude(drive, assignment)
             again = None if failure.final else preemptions.again(attempt.number)
             if again is not None:
                 drive.say(f"warning: {failure.headline}; {again}")
@@ -198,9 +173,25 @@ def _drive(drive: Drive) -> dict[str, Any]:
             failures.append(failure)
             action = next_action(failures, job.cluster.max_failures if drive.launch is None else 0)
             if action.stop:
-                tracking.finish_run(_uri(drive), assignment.run_id, "FAILED", [])
+                tracking.finish_run(drive.uri, assignment.run_id, "FAILED", [])
                 raise failure.error(action.why)
             drive.say(f"warning: {failure.headline}; {action.why}")
+
+
+def _next_attempt(drive: Drive, resume: str) -> prepare.Attempt:
+    warnings = [] if drive.stored is None else drive.stored.refresh()
+    attempt = prepare.next_attempt(drive.folder, resume)
+    return replace(attempt, warnings=[*warnings, *attempt.warnings])
+
+
+def _claim(drive: Drive, written: Job) -> None:
+    """Write the job down: from here on the files of the run are those of this drive."""
+    if drive.stored is None:
+        write_atomically(drive.folder.job, job_yaml(written))
+        return
+    runs = drive.stored.store.url
+    write_atomically(drive.folder.job, job_yaml(written.model_copy(update={"runs": runs})))
+    drive.stored.claim()
 
 
 def _plan(drive: Drive, shapes: tuple[LayerShape, ...], datasets: Datasets, workers: int) -> Plan:
@@ -223,7 +214,11 @@ def _starting_point(drive: Drive, attempt: prepare.Attempt) -> tuple[str | None,
     if attempt.resume_from is not None:
         return str(attempt.resume_from), False
     init_from = drive.job.train.init_from
-    return (None, False) if init_from is None else (str(prepare.weights_source(Path(drive.job.runs), init_from)), True)
+    if init_from is None:
+        return None, False
+    if drive.stored is not None:
+        fetch_run(f"{drive.stored.store.url}/{init_from.partition('@')[0]}", step=prepare.step_of(init_from))
+    return str(prepare.weights_source(Path(drive.job.runs), init_from)), True
 
 
 def _assignment(
@@ -257,12 +252,9 @@ def _assignment(
         git_commit=prepare.git_commit(drive.origin),
         features=features,
         token=uuid.uuid4().hex,
+        store=None if drive.stored is None else drive.stored.address(),
         phases=drive.part.phases,
     )
-
-
-def _uri(drive: Drive) -> str:
-    return tracking.resolve_uri(drive.job.tracking.uri, Path(drive.job.runs))
 
 
 def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan) -> str:
@@ -274,13 +266,13 @@ def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan) -> str:
     tags |= {
         "job.kind": job.kind,
         "git.commit": prepare.git_commit(drive.origin) or "unknown",
-        "run.folder": str(drive.folder.path),
+        "run.folder": drive.place,
         f"attempt.{attempt.number}.stages": str([stage.layers for stage in plan.stages]),
         **drive.part.tags,
     }
-    write_json(drive.folder.path / "tracking.json", {"uri": _uri(drive)})
+    write_json(drive.folder.path / "tracking.json", {"uri": drive.uri})
     return tracking.create_run(
-        _uri(drive),
+        drive.uri,
         job.tracking.experiment,
         job.name,
         params={key: value for key, value in flat.items() if not key.startswith(varying)},
@@ -300,13 +292,14 @@ def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> 
         first_step = int(checkpoint.read_state(attempt.resume_from)["step"])
         drive.say(f"Attempt {attempt.number} goes on from step {first_step}.")
     prepare.record_attempt(folder, attempt, first_step, assignment.run_id)
-    uri, run_id = _uri(drive), assignment.run_id or ""
+    uri, run_id = drive.uri, assignment.run_id or ""
     with (
         followed(folder, attempt.number, uri, run_id, drive.part.out, drive.began),
         stoppable(folder, attempt.number, drive.job.train.max_hours, drive.say),
     ):
         try:
-            _launch(drive, assignment)
+            with nullcontext() if drive.stored is None else drive.stored.attempt():
+                _launch(drive, assignment)
         except OrchestratorError as error:
             return _failure(folder, attempt.number, error)
     outcome = read_json(folder.outcome) or {}
@@ -352,46 +345,3 @@ def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failu
         final=first["exit_code"] in (2, 3, 4),
         others=seen,
     )
-
-
-def _conclude(drive: Drive, assignment: Assignment, plan: Plan) -> dict[str, Any]:
-    """Log the finished run and show its result."""
-    summary: dict[str, Any] = read_json(drive.folder.summary)
-    write_json(
-        drive.folder.attempts,
-        [
-            {"attempt": i + 1, "first_step": a, "last_step": b, "run_id": assignment.run_id}
-            for i, (a, b) in enumerate(summary["attempt_steps"])
-        ],
-    )
-    _log_result(drive, assignment)
-    stages = [event for event in drive.folder.read_events()[0] if event["event"] == "stages"]
-    if stages:
-        drive.say(stages_table(stages[-1], assignment.layer_names))
-    drive.say(result_table(summary, drive.folder.path, _uri(drive)))
-    said = pace(drive.folder.read_events()[0])
-    if said:
-        drive.say(said)
-    return summary
-
-
-def _log_result(drive: Drive, assignment: Assignment) -> None:
-    """Network, plot and files to MLflow, then the status; a server that is gone costs a warning."""
-    folder, uri = drive.folder, _uri(drive)
-    newest, _ = checkpoint.newest_valid(folder)
-    assert newest is not None, "a finished run has saved its last step"
-    plot = folder.path / "accuracy.svg"
-    events, _ = folder.read_events()
-    plot.write_text(accuracy_plot(events, assignment.layer_names), encoding="utf-8")
-    logged = Logged()
-    if assignment.phases is None:  # the upper layers of a part of a run have learned nothing
-        state = checkpoint.read_state(newest)
-        description = network.description(drive.values, class_names(folder, drive.values), state)
-        name = drive.job.tracking.registered_model
-        logged = log_model(uri, assignment.run_id or "", newest, description, name)
-    files = [folder.summary, folder.job, plot, *([folder.trace] if folder.trace.exists() else [])]
-    warning = tracking.finish_run(uri, assignment.run_id, "FINISHED", files) or logged.warning
-    if warning:
-        drive.say(f"warning: {warning}")
-    elif logged.version is not None:
-        drive.say(f"Registered as models:/{drive.job.tracking.registered_model}/{logged.version}")

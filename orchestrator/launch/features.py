@@ -17,6 +17,7 @@ from orchestrator.data.feature_store import MadeShard, is_whole, kept_shards, pu
 from orchestrator.data.features import FeatureFolders
 from orchestrator.data.remote_index import open_data
 from orchestrator.errors import EXIT_DONE, Interrupted, JobError
+from orchestrator.job import paths
 from orchestrator.job.load import load_job
 from orchestrator.job.network import cached_features
 from orchestrator.job.resolved import job_to_dict
@@ -82,7 +83,7 @@ def features_command(job_path: str, overrides: Sequence[str]) -> int:
             f"{job_path}: has no features to make: only a transfer job with model.freeze all and features.cache true "
             "trains on features that are made beforehand"
         )
-    job = resolved(job)
+    job = resolved(job).model_copy(update={"runs": paths.runs_here(job.runs)})
     runs = Path(job.runs)
     values = job_to_dict(job)
     prepare_embedded(values["data"], runs)

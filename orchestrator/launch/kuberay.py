@@ -173,7 +173,8 @@ def _refuse_unshared(job: Job | SearchJob, mount: str) -> None:
 def _local_places(job: Job | SearchJob) -> Iterator[tuple[str, str]]:
     """Keys and absolute paths of what a job reads and writes."""
     values = job_to_dict(job)
-    yield "runs", values["runs"]
+    if not paths.is_store(values["runs"]):
+        yield "runs", values["runs"]
     within = "base." if isinstance(job, SearchJob) else ""
     base = values["base"] if isinstance(job, SearchJob) else values
     named = {f"data.{key}": base["data"].get(key) for key in ("train", "val", "test")}

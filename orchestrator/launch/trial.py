@@ -122,7 +122,8 @@ class TrialRun:
                 self._points.append((self._epoch, value, event["step"] >= self._steps))
 
     def _run(self) -> None:
-        from orchestrator.launch.driver import Part, run_job
+        from orchestrator.launch.drive import Part
+        from orchestrator.launch.driver import run_job
 
         warnings.simplefilter("ignore")
         folder = self._folder

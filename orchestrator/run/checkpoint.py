@@ -42,6 +42,11 @@ def step_folder(folder: RunFolder, step: int) -> Path:
     return folder.checkpoints / f"step_{step:09d}"
 
 
+def step_of(where: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(where.name.removeprefix("step_"))
+
+
 def temporary_folder(folder: RunFolder, step: int, attempt: int) -> Path:
     return folder.checkpoints / f".step_{step:09d}.attempt-{attempt}.tmp"
 
@@ -156,28 +161,39 @@ def steps_found(folder: RunFolder) -> list[int]:
     return sorted(int(m.group(1)) for m in matches if m)
 
 
+def manifest_entries(content: bytes) -> list[FileEntry]:
+    """The files that a manifest names. Raises ValueError for one that is damaged."""
+    try:
+        text = content.decode()
+        manifest = json.loads(text)
+        expected = [FileEntry(**entry) for entry in manifest["files"]]
+        whole = text == _manifest_text(manifest["step"], expected)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"manifest.json cannot be read: {error}") from None
+    if not whole:
+        raise ValueError("manifest.json is damaged: its SHA-256 is not the one that it states")
+    return expected
+
+
 def problems(where: Path) -> list[str]:
     """What is wrong with a checkpoint folder; empty when it is valid."""
     try:
-        text = (where / "manifest.json").read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        expected = [FileEntry(**entry) for entry in manifest["files"]]
-        if text != _manifest_text(manifest["step"], expected):
-            return ["manifest.json is damaged: its SHA-256 is not the one that it states"]
+        expected = manifest_entries((where / "manifest.json").read_bytes())
     except FileNotFoundError:
         return ["manifest.json is missing"]
-    except (ValueError, KeyError, TypeError) as error:
-        return [f"manifest.json cannot be read: {error}"]
-    found = []
-    for entry in expected:
-        path = where / entry.name
-        if not path.is_file():
-            found.append(f"{entry.name} is missing")
-        elif path.stat().st_size != entry.bytes:
-            found.append(f"{entry.name} has {path.stat().st_size} bytes, expected {entry.bytes}")
-        elif _sha256(path) != entry.sha256:
-            found.append(f"{entry.name} is damaged: its SHA-256 is not the manifest's")
-    return found
+    except ValueError as error:
+        return [str(error)]
+    return [found for entry in expected if (found := fault(where, entry)) is not None]
+
+
+def fault(where: Path, entry: FileEntry) -> str | None:
+    """What is wrong with one file of a checkpoint folder; None when it is whole."""
+    path = where / entry.name
+    if not path.is_file():
+        return f"{entry.name} is missing"
+    if path.stat().st_size != entry.bytes:
+        return f"{entry.name} has {path.stat().st_size} bytes, expected {entry.bytes}"
+    return None if _sha256(path) == entry.sha256 else f"{entry.name} is damaged: its SHA-256 is not the manifest's"
 
 
 def newest_valid(folder: RunFolder) -> tuple[Path | None, list[str]]:

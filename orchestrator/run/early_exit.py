@@ -13,8 +13,8 @@ from hff.exits import NEVER, Beliefs, beliefs, exit_curve, measure
 from orchestrator.errors import JobError
 from orchestrator.job.load import job_from_values
 from orchestrator.pipeline.stage import Stage
-from orchestrator.run.datasets import Part, open_datasets
-from orchestrator.run.evaluate_run import evaluation_part, whole_batches, whole_stage
+from orchestrator.run.datasets import Part
+from orchestrator.run.evaluate_run import datasets_of, evaluation_part, whole_batches, whole_stage
 from orchestrator.run.planning import shapes_of
 from orchestrator.run.trained import TrainedRun, trained_run, vote_weights
 
@@ -29,7 +29,7 @@ def early_exit(run: Path, location: str | None) -> dict[str, Any]:
     run without such images or with a single layer, and the errors of `evaluate_run`.
     """
     trained = trained_run(run)
-    datasets = open_datasets(trained.job)
+    datasets = datasets_of(trained)
     if datasets.vote is None:
         raise JobError(
             f"{run}: early exit needs training images that no layer has learned from, and this run held out none; "

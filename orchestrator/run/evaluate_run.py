@@ -13,7 +13,7 @@ from orchestrator.errors import DataError
 from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.run import network
 from orchestrator.run.context import Control
-from orchestrator.run.datasets import Datasets, Normalise, Part, eval_batches, open_datasets
+from orchestrator.run.datasets import Datasets, Normalise, Part, eval_batches, open_datasets, prepare_embedded
 from orchestrator.run.evaluate import evaluate
 from orchestrator.run.trained import TrainedRun, trained_run, vote_weights
 
@@ -26,7 +26,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
     Raises CheckpointError without a whole checkpoint and DataError for data of other classes.
     """
     trained = trained_run(run)
-    part = evaluation_part(trained, open_datasets(trained.job), location)
+    part = evaluation_part(trained, datasets_of(trained), location)
     stage = whole_stage(trained)
     result = evaluate(
         stage,
@@ -45,6 +45,12 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
         "top5": result.top5,
         "layer_top1": list(result.layer_top1.values()),
     }
+
+
+def datasets_of(trained: TrainedRun) -> Datasets:
+    """The data that a run was trained on; embedded ones are made where the run was brought from elsewhere."""
+    prepare_embedded(trained.job["data"], Path(trained.job["runs"]))
+    return open_datasets(trained.job)
 
 
 def whole_stage(trained: TrainedRun) -> Stage:

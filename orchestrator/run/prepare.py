@@ -86,12 +86,9 @@ def record_attempt(folder: RunFolder, attempt: Attempt, first_step: int, run_id:
 
 def weights_source(runs: Path, init_from: str) -> Path:
     """The checkpoint that `train.init_from: RUN[@step]` names. Raises CheckpointError."""
-    name, _, step = init_from.partition("@")
-    folder = RunFolder(runs / name)
-    if step:
-        if not re.fullmatch(r"\d+", step):
-            raise JobError(f"train.init_from: must be RUN or RUN@STEP, got {init_from!r}")
-        where = checkpoint.step_folder(folder, int(step))
+    folder, step = RunFolder(runs / init_from.partition("@")[0]), step_of(init_from)
+    if step is not None:
+        where = checkpoint.step_folder(folder, step)
         wrong = checkpoint.problems(where)
         if wrong:
             raise CheckpointError(f"train.init_from: {where}: {'; '.join(wrong)}")
@@ -100,6 +97,14 @@ def weights_source(runs: Path, init_from: str) -> Path:
     if newest is None:
         raise CheckpointError(f"train.init_from: {folder.path} has no checkpoint")
     return newest
+
+
+def step_of(init_from: str) -> int | None:
+    """The step in RUN@STEP, None without one. Raises JobError."""
+    _, _, step = init_from.partition("@")
+    if step and not re.fullmatch(r"\d+", step):
+        raise JobError(f"train.init_from: must be RUN or RUN@STEP, got {init_from!r}")
+    return int(step) if step else None
 
 
 def git_commit(start: Path) -> str | None:

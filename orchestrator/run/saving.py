@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from orchestrator.errors import OrchestratorError
 from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint
+from orchestrator.run.attached import Uploads
 from orchestrator.run.context import Control
 from orchestrator.run.folder import RunFolder
 
@@ -55,6 +56,7 @@ class Saver:
     leads: bool
     keep_last: int
     background: bool = False
+    uploads: Uploads | None = None
     failed: int = 0
     _beside: threading.Thread | None = field(default=None, init=False)
     _error: BaseException | None = field(default=None, init=False)
@@ -124,12 +126,29 @@ class Saver:
             except OSError as error:
                 faults = [str(error)]
         faults = self.control.broadcast(faults)
+        remedy = f"make room in {self.folder.checkpoints} or set checkpoint.keep_last lower"
+        if not faults and self.uploads is not None:
+            faults = self._upload(self.uploads, save.step, [entry.name for entry in entries])
+            remedy = f"it is whole in {self.folder.checkpoints}: see that the store can be written"
         if not faults:
             self.failed = 0
             return
-        self._give_up(save.step, faults[0], must=save.must)
+        self._give_up(save.step, faults[0], remedy, must=save.must)
 
-    def _give_up(self, step: int, fault: str, *, must: bool) -> None:
+    def _upload(self, uploads: Uploads, step: int, names: list[str]) -> list[str]:
+        """Bring a save that is whole here to the store, the manifest last; what went wrong."""
+        began = time.perf_counter()
+        fault = uploads.send(step, names)
+        faults = [fault for fault in self.control.gather(fault) if fault is not None]
+        if self.leads and not faults:
+            faults = uploads.finish(step)
+            seconds = time.perf_counter() - began
+            self.folder.append_event({"event": "upload", "step": step, "seconds": seconds, "whole": not faults})
+        agreed: list[str] = self.control.broadcast(faults)
+        uploads.clear(step)
+        return agreed
+
+    def _give_up(self, step: int, fault: str, remedy: str, *, must: bool) -> None:
         self.failed += 1
         text = f"the checkpoint of step {step} could not be written: {fault}"
         if self.leads:
@@ -137,8 +156,7 @@ class Saver:
         if must or self.failed == MOST_FAILURES:
             times = "" if must else f" ({self.failed} failures in a row)"
             raise OrchestratorError(
-                f"{text}{times}; make room in {self.folder.checkpoints} or set checkpoint.keep_last lower, then run "
-                "the same command again: it goes on from the newest whole checkpoint"
+                f"{text}{times}; {remedy}, then run the same command again: it goes on from the newest whole checkpoint"
             )
         if self.leads:
             more = f"warning {self.failed} of {MOST_FAILURES - 1}; training goes on, older checkpoints are untouched"

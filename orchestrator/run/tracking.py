@@ -81,7 +81,7 @@ def create_run(
     artifacts: Path,
     run_id: str | None = None,
 ) -> str:
-    """Create the run, or reopen `run_id` for another attempt. Returns its id.
+    """Create the run, or reopen `run_id` for another attempt where it is known. Returns its id.
 
     Parameters are logged once; MLflow refuses other values for them later. Raises OrchestratorError when the
     server cannot be reached.
@@ -90,9 +90,7 @@ def create_run(
 
     try:
         with client_of(uri) as client:
-            if run_id is not None:
-                client.update_run(run_id, status="RUNNING")
-            else:
+            if run_id is None or not _reopened(client, run_id):
                 run_id = _new_run(client, uri, experiment, name, artifacts)
                 logged = [Param(key, str(value)[:_MAX_PARAM]) for key, value in params.items()]
                 for start in range(0, len(logged), 90):
@@ -101,6 +99,19 @@ def create_run(
     except Exception as error:  # mlflow raises its own, requests' and sqlalchemy's errors alike
         raise _failure(uri, error) from error
     return str(run_id)
+
+
+def _reopened(client: Any, run_id: str) -> bool:
+    """Go on in a run; False where it is not known, since its database is on another machine."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def _new_run(client: Any, uri: str, experiment: str, name: str, artifacts: Path) -> str:
@@ -159,7 +170,8 @@ def replay(uri: str, run_id: str, run_dir: Path) -> int:
     """Send every event that MLflow has not got yet; returns how many. Raises what MLflow raises."""
     folder = RunFolder(run_dir)
     sent = run_dir / "tracked.json"
-    offset = (read_json(sent) or {}).get("bytes", 0)
+    done = read_json(sent) or {}
+    offset = done["bytes"] if done.get("run_id") == run_id else 0
     events, end = folder.read_events(offset)
     if events:
         _send(uri, run_id, events)

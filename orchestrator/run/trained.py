@@ -41,7 +41,8 @@ class TrainedRun:
 def trained_run(run: Path) -> TrainedRun:
     """Read a run folder. Raises CheckpointError when it is none, or has no whole checkpoint."""
     folder = existing_run(run)
-    job = job_to_dict(load_job(folder.job))
+    # A run's folder may be a copy of one that lies elsewhere.
+    job = job_to_dict(load_job(folder.job)) | {"runs": str(folder.path.resolve().parent)}
     newest, _ = checkpoint.newest_valid(folder)
     if newest is None:
         raise CheckpointError(f"{run}: has no checkpoint yet")

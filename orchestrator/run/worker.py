@@ -24,6 +24,7 @@ from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage
 from orchestrator.pipeline.sync_norm import synchronise_norms
 from orchestrator.run import checkpoint, network
+from orchestrator.run.attached import StoreAddress, Uploads, attached
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Normalise, Numbers, Ready, open_datasets
 from orchestrator.run.folder import RunFolder, write_json
@@ -61,13 +62,20 @@ class Assignment:
     phases: int | None = None
     # The cached outputs of a frozen backbone, where the job trains on these.
     features: FeatureFolders | None = None
+    # Where a run lies that is not in a folder.
+    store: StoreAddress | None = None
 
 
 def work(assignment: Assignment, context: Context, device: torch.device) -> str:
     """Run one attempt on this worker. Every failure is written down first; the outcome too."""
+    with attached(assignment, context) as (placed, uploads):
+        return _worked(placed, context, device, uploads)
+
+
+def _worked(assignment: Assignment, context: Context, device: torch.device, uploads: Uploads | None) -> str:
     folder = RunFolder(Path(assignment.run_dir))
     try:
-        status, step = _work(assignment, context, device, folder)
+        status, step = _work(assignment, context, device, folder, uploads)
         if context.rank == 0:
             write_json(folder.outcome, {"attempt": assignment.attempt, "status": status, "step": step})
         return status
@@ -119,7 +127,9 @@ def first_failure(folder: RunFolder, attempt: int) -> tuple[dict[str, Any] | Non
     return (reports[0], reports[1:]) if reports else (None, [])
 
 
-def _work(assignment: Assignment, context: Context, device: torch.device, folder: RunFolder) -> tuple[str, int]:
+def _work(
+    assignment: Assignment, context: Context, device: torch.device, folder: RunFolder, uploads: Uploads | None
+) -> tuple[str, int]:
     job = assignment.job
     prepare_torch(job["cluster"], device)
     control = Control(context.world_size)
@@ -163,7 +173,7 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
         micro_batches=assignment.micro_batches,
         replicas=peers,
     )
-    saver = _saver(assignment, folder, stage, mesh, context)
+    saver = _saver(assignment, folder, stage, mesh, context, uploads)
     try:
         # Before the neighbours give up on a worker that hangs.
         stall_s = 0.8 * job["cluster"]["timeout_s"]
@@ -190,7 +200,14 @@ def _work(assignment: Assignment, context: Context, device: torch.device, folder
                 link.close()
 
 
-def _saver(assignment: Assignment, folder: RunFolder, stage: Stage, mesh: Mesh, context: Context) -> Saver:
+def _saver(
+    assignment: Assignment,
+    folder: RunFolder,
+    stage: Stage,
+    mesh: Mesh,
+    context: Context,
+    uploads: Uploads | None,
+) -> Saver:
     options = assignment.job["checkpoint"]
     _, replica = mesh.place(context.rank)
     return Saver(
@@ -203,6 +220,7 @@ def _saver(assignment: Assignment, folder: RunFolder, stage: Stage, mesh: Mesh, 
         leads=context.rank == 0,
         keep_last=options["keep_last"],
         background=options["background"],
+        uploads=uploads,
     )
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,12 @@ def ls(runs: Path, *, as_json: bool = False) -> int:
     """All runs, one row each, as a table or as a JSON list."""
     if not runs.is_dir():
         raise JobError(f"{runs}: no such folder of runs")
-    rows = [_row(RunFolder(path)) for path in sorted(p.parent for p in runs.glob("*/job.yaml"))]
+    return listing([RunFolder(path.parent) for path in runs.glob("*/job.yaml")], as_json=as_json)
+
+
+def listing(folders: Sequence[RunFolder], *, as_json: bool) -> int:
+    """These runs, one row each, by name."""
+    rows = [_row(folder) for folder in sorted(folders, key=lambda folder: folder.path)]
     if as_json:
         print(json.dumps(rows, indent=1))
         return EXIT_DONE
@@ -68,8 +73,13 @@ def _row(folder: RunFolder) -> dict[str, Any]:
 def show(run: Path, *, as_json: bool = False) -> int:
     """One run: status, attempts, checkpoints with their validity; as text or as JSON."""
     folder = existing_run(run)
-    row, attempts = _row(folder), read_json(folder.attempts) or []
     wrong = {step: checkpoint.problems(checkpoint.step_folder(folder, step)) for step in checkpoint.steps_found(folder)}
+    return describe(folder, wrong, as_json=as_json)
+
+
+def describe(folder: RunFolder, wrong: Mapping[int, Sequence[str]], *, as_json: bool) -> int:
+    """One run whose checkpoints have these problems."""
+    row, attempts = _row(folder), read_json(folder.attempts) or []
     if as_json:
         checkpoints = [{"step": step, "problems": found} for step, found in wrong.items()]
         print(json.dumps({**row, "attempt_list": attempts, "checkpoints": checkpoints}, indent=1))
@@ -87,14 +97,16 @@ def show(run: Path, *, as_json: bool = False) -> int:
 def verify(run: Path) -> int:
     """Check every hash of every checkpoint. Raises CheckpointError when one is wrong."""
     folder = existing_run(run)
-    steps = checkpoint.steps_found(folder)
-    damaged = []
-    for step in steps:
-        where = checkpoint.step_folder(folder, step)
-        damaged += [f"{where.name}: {problem}" for problem in checkpoint.problems(where)]
-    if damaged or not steps:
+    where = [checkpoint.step_folder(folder, step) for step in checkpoint.steps_found(folder)]
+    return verified(str(run), {path.name: checkpoint.problems(path) for path in where})
+
+
+def verified(run: str, wrong: Mapping[str, Sequence[str]]) -> int:
+    """Say that all checkpoints are right. Raises CheckpointError for those that are not, by name, and for none."""
+    damaged = [f"{name}: {problem}" for name, found in wrong.items() for problem in found]
+    if damaged or not wrong:
         raise CheckpointError(f"{run}: " + ("\n  ".join(damaged) if damaged else "has no checkpoint"))
-    print(f"{run}: {counted(len(steps), 'checkpoint')}, all hashes are right")
+    print(f"{run}: {counted(len(wrong), 'checkpoint')}, all hashes are right")
     return EXIT_DONE
 
 
@@ -120,16 +132,23 @@ def rm(runs: Sequence[Path], *, confirmed: bool, ask: Callable[[str], str] = inp
     for folder in folders:
         status, _ = run_state(folder)
         print(f"{folder.path}: {status}, {amount(_size(folder.path), 'B')}")
-    if not confirmed:
-        if not sys.stdin.isatty():
-            raise JobError("runs rm: nobody is here to be asked; give --yes to delete without a question")
-        if ask(f"Delete {'it' if len(folders) == 1 else 'them'} for good? [y/N] ").strip().lower() not in ("y", "yes"):
-            print("Nothing was deleted.")
-            return EXIT_DONE
+    if not granted(len(folders), confirmed, ask):
+        return EXIT_DONE
     for folder in folders:
         _remove(folder)
         print(f"Deleted: {folder.path}")
     return EXIT_DONE
+
+
+def granted(count: int, confirmed: bool, ask: Callable[[str], str]) -> bool:
+    """Whether the user wants runs deleted. Raises JobError where nobody can be asked."""
+    if not confirmed:
+        if not sys.stdin.isatty():
+            raise JobError("runs rm: nobody is here to be asked; give --yes to delete without a question")
+        if ask(f"Delete {'it' if count == 1 else 'them'} for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("Nothing was deleted.")
+            return False
+    return True
 
 
 def _removable(run: Path) -> RunFolder:

@@ -125,7 +125,7 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def result_table(summary: dict[str, Any], run_dir: Path, tracking_uri: str) -> str:
+def result_table(summary: dict[str, Any], run_dir: Path | str, tracking_uri: str) -> str:
     """Accuracy of every layer, the numbers of the whole, and where to look next."""
     table = Table(box=None, pad_edge=False)
     votes = [f"{weight:.3f}" for weight in summary.get("vote_weights", [])]

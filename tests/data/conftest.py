@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from PIL import Image
 
 from orchestrator.data.index import Index
 from orchestrator.data.pack import pack
-from tests.stores import Bucket
 
 Files = list[tuple[str, bytes]]
 
@@ -60,22 +59,3 @@ def images() -> list[tuple[str, bytes]]:
 def small(images: list[tuple[str, bytes]], tmp_path: Path) -> Index:
     """The two classes packed into several shards."""
     return pack(write_tar(tmp_path / "small.tar", images), tmp_path / "small", shard_bytes=6000)
-
-
-@pytest.fixture(scope="session")
-def started_bucket() -> Iterator[Bucket]:
-    """One S3 server for all tests: starting it takes longer than most of them."""
-    bucket = Bucket()
-    yield bucket
-    bucket.close()
-
-
-@pytest.fixture
-def bucket(started_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """The S3 server, with credentials for it in the environment."""
-    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "HTTP_PROXY", "http_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    return started_bucket

@@ -200,8 +200,10 @@ PLACES = (
     _edit("link-local data", "data/shards", "https://169.254.169.254/x", "PATH:4: data.train: must not be a link-local address (these answer with credentials of the machine, not with data), got 'https://169.254.169.254/x'"),
     _edit("plain http", "  image_size: 32", "  image_size: 32\n  val: http://host/x", "PATH:6: data.val: must begin with https:// (http:// is for this machine alone, or with ORCHESTRATOR_ALLOW_HTTP=1), got 'http://host/x'"),
     _edit("no room in the cache", "  image_size: 32", "  image_size: 32\n  cache: {max_bytes: 0}", "PATH:6: data.cache.max_bytes: must be >= 1, got 0"),
-    _edit("remote runs", "name: sample", "name: sample\nruns: s3://bucket/x", "PATH:3: runs: must be a local or shared folder in this version (s3 comes later), got 's3://bucket/x'"),
-    _edit("runs elsewhere", "name: sample", "name: sample\nruns: ftp://host/x", "PATH:3: runs: must be the path of a folder, got 'ftp://host/x'"),
+    _edit("runs without a bucket", "name: sample", "name: sample\nruns: s3:///x", "PATH:3: runs: must name a place, as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or https://HOST/FOLDER, got 's3:///x'"),
+    _edit("a password in the place of runs", "name: sample", "name: sample\nruns: s3://me:word@bucket/x", "PATH:3: runs: must hold no user or password (credentials come from the environment), got 's3://***@bucket/x'"),
+    _edit("runs on a web server", "name: sample", "name: sample\nruns: https://host/x", "PATH:3: runs: must be the path of a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER, got 'https://host/x'"),
+    _edit("runs elsewhere", "name: sample", "name: sample\nruns: ftp://host/x", "PATH:3: runs: must be the path of a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER, got 'ftp://host/x'"),
     _edit("folder as tracking store", "name: sample", "name: sample\ntracking: {uri: ./mlruns}", "PATH:3: tracking.uri: must begin with one of http://, https://, sqlite://, postgresql://, mysql://, mssql://, got './mlruns'"),
     _edit("password of the tracking server", "name: sample", "name: sample\ntracking: {uri: 'http://me:word@host'}", "PATH:3: tracking.uri: must hold no password (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD), got 'http://***@host'"),
 )  # fmt: skip

@@ -48,6 +48,7 @@ ROWS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...], str]] = {
     "metric with a slip": ((("space:", "metric: val_top\nspace:"),), (), "PATH:12: metric: must be one that a run reports (val_top1, val_top5, train_loss), got 'val_top'; did you mean 'val_top5'?"),
     "metric without validation data": ((("data: digits", "data: {train: data/x, image_size: 8}"),), (), "PATH:1: metric: must be one that this base reports (train_loss; others need base.data.val), got 'val_top1'"),
     "mode of another metric": ((), ("metric=train_loss",), "PATH:1: mode: must be min with metric train_loss, got 'max'"),
+    "runs in a store": ((("name: sample", "name: sample\nruns: s3://bucket/runs"),), (), "PATH:3: runs: must be a folder that all nodes share, for a search, got 's3://bucket/runs'"),
     "zero samples": ((("space:", "samples: 0\nspace:"),), (), "PATH:12: samples: must be >= 1, got 0"),
     "empty space": (((LR, ""), (MARGIN, ""), ("space:\n", "space: {}\n")), (), "PATH:12: space: must name at least one value of the base job, got none"),
     "space of nothing": (((LR, ""), (MARGIN, "")), (), "PATH:12: space: must be a mapping of keys, got nothing"),
