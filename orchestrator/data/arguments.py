@@ -22,7 +22,7 @@ def add_to(actions: Any) -> None:
         help="folder or tar(.gz) of CLASS/IMAGE, tar or folder of class tars (ILSVRC2012_img_train.tar), unsorted "
         "images with --labels (ILSVRC2012_img_val.tar), or `digits`",
     )
-    pack.add_argument("out", metavar="OUT", type=Path, help="folder for *.tar and index.json")
+    pack.add_argument("out", metavar="OUT", help="folder, or s3:// or gs:// URL, for *.tar and index.json")
     pack.add_argument(
         "--labels",
         metavar="FILE",
@@ -85,7 +85,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     from orchestrator.data.labels import Labelling
     from orchestrator.data.reencode import Encoding
 
-    return command.pack(
+    return command.pack_anywhere(
         arguments.source,
         arguments.out,
         labelling=Labelling(arguments.labels, arguments.synsets, arguments.classes, arguments.class_names),

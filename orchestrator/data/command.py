@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,10 @@ from orchestrator.data.parallel import worth
 from orchestrator.data.quarantine import FILE, read_reasons, write_quarantine
 from orchestrator.data.reencode import Encoding
 from orchestrator.data.remote_index import open_data
+from orchestrator.data.upload import pack_into_store
 from orchestrator.data.verify import left_out, problems
 from orchestrator.errors import EXIT_DONE, DataError, Interrupted, JobError
+from orchestrator.job import paths
 from orchestrator.job.show import counted
 
 _SHOWN = 50
@@ -67,6 +70,15 @@ def _left(seconds: float) -> str:
     if seconds < 1:
         return ""
     return f", {seconds / 60:.0f} min left" if seconds >= 90 else f", {seconds:.0f} s left"
+
+
+def pack_anywhere(source: str, out: str, **options: Any) -> int:
+    """Pack into a folder or, by way of one, into a store; `options` are those of `pack`."""
+    if not paths.is_store(out):
+        return pack(source, Path(out), **options)
+    with _stoppable(f"packing {out}"):
+        ticker = Ticker("uploaded", unit="files")
+        return pack_into_store(source, out, lambda folder: pack(source, folder, **options), ticker, _say)
 
 
 def pack(
