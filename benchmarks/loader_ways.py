@@ -191,6 +191,8 @@ def with_ray(folder: Path, size: int) -> Iterator[int]:
 
 def read_ours(folder: Path, size: int) -> Iterator[int]:
     """Bytes and labels in shard order, checked against the index; nothing decoded."""
+    import numpy as np
+
     from orchestrator.data.index import open_index
     from orchestrator.data.reader import ShardReader
 
@@ -199,7 +201,7 @@ def read_ours(folder: Path, size: int) -> Iterator[int]:
     labels = index.labels.tolist()
     for first in range(0, index.num_samples, BATCH):
         last = min(first + BATCH, index.num_samples)
-        yield len([(*reader.read(i), labels[i]) for i in range(first, last)])
+        yield len(list(zip(reader.read_many(np.arange(first, last)), labels[first:last], strict=True)))
 
 
 def read_webdataset(folder: Path, size: int) -> Iterator[int]:

@@ -72,20 +72,22 @@ def serve(folder: Path, port: Any) -> None:
         def do_GET(self) -> None:
             time.sleep(LATENCY_S)
             file = folder / Path(self.path).name
-            size, start = file.stat().st_size, 0
+            size = file.stat().st_size
+            start, end = 0, size
             if "Range" in self.headers:
-                start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
+                first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+                start, end = int(first), int(last or size - 1) + 1
                 self.send_response(206)
-                self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
+                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{size}")
             else:
                 self.send_response(200)
-            self.send_header("Content-Length", str(size - start))
+            self.send_header("Content-Length", str(end - start))
             self.send_header("ETag", '"1"')
             self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
             self.end_headers()
             with open(file, "rb") as opened:
-                while start < size:
-                    count = min(PIECE, size - start)
+                while start < end:
+                    count = min(PIECE, end - start)
                     link.wait(count)
                     os.sendfile(self.connection.fileno(), opened.fileno(), start, count)
                     start += count

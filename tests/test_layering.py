@@ -35,6 +35,7 @@ HEAVY = {
     "webdataset": {"orchestrator.data"},
     "PIL": {"orchestrator.data"},
     "obstore": {"orchestrator.data"},
+    "simplejpeg": {"orchestrator.data"},
     "sklearn": {"orchestrator.data", "orchestrator.search"},
     "optuna": {"orchestrator.search"},
     "rich": {"orchestrator.show"},

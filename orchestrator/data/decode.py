@@ -42,7 +42,7 @@ class Fault(str):
 class PlainDecoder(Protocol):
     """A quicker decoder with Pillow's pixels; None from it means that Pillow has to do it."""
 
-    def __call__(self, data: bytes, channels: int, max_pixels: int) -> Pixels | None: ...
+    def __call__(self, data: bytes, channels: int, max_pixels: int, row: Pixels | None = None) -> Pixels | None: ...
 
 
 def suffix_of(data: bytes) -> str | None:
@@ -62,6 +62,7 @@ def decode(
     crop_share: float | None = None,
     interpolation: str = "bilinear",
     resize: Resize | None = None,
+    row: Pixels | None = None,
 ) -> Pixels:
     """Decode to (image_size, image_size, channels) uint8.
 
@@ -69,16 +70,20 @@ def decode(
     share `crop_share` of the shorter side (all of a small image, 7/8 of a photograph unless it is given).
     Defined results: gray is repeated over three channels, CMYK and palette are converted, alpha is ignored,
     16 bit keep their upper 8, EXIF rotation is applied. `plain_jpeg` changes the speed, not the result; `resize`
-    brings what `crop` chose to size instead of Pillow. Raises BadImage.
+    brings what `crop` chose to size instead of Pillow. The result is `row` itself where a plain file could be
+    unpacked into it. Raises BadImage.
     """
-    frame = _Frame(image_size, crop, crop_share, interpolation, resize if crop else None)
     kind = suffix_of(data)
     if kind is None:
         raise BadImage("neither JPEG nor PNG by its first bytes" if data else "empty file")
+    pixels = None
     if kind == "jpg" and plain_jpeg is not None:
-        pixels = plain_jpeg(data, channels, MAX_PIXELS)
-        if pixels is not None:
-            return _framed(pixels, frame)
+        pixels = plain_jpeg(data, channels, MAX_PIXELS, row if crop is None else None)
+        if pixels is not None and pixels is row:
+            return pixels
+    frame = _Frame(image_size, crop, crop_share, interpolation, resize if crop else None)
+    if pixels is not None:
+        return _framed(pixels, frame)
     try:
         image = Image.open(io.BytesIO(data), formats=["JPEG" if kind == "jpg" else "PNG"])
         if image.width * image.height > MAX_PIXELS:

@@ -25,6 +25,8 @@ from orchestrator.storage import write_atomically
 VERSION = 1
 SUFFIXES = ("jpg", "png", "jpeg")
 MEMBERS = "members.npy"
+# A member's header in a shard, just before its payload.
+HEADER_BYTES = 512
 Rows = NDArray[Any]
 # Tables up to this size (ImageNet's has 45 MB) are hashed when they are opened, larger ones by `data verify` alone.
 _HASHED_BYTES = 64 * 2**20
@@ -80,6 +82,10 @@ class ShardStore(Protocol):
 
     def open(self, shard: int) -> int:
         """A descriptor of a local copy of a shard, made if need be."""
+
+    def early(self, wanted: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
+        """What (shard, first byte, byte after the last) hold, where that can be had before the shard; None or nothing
+        at all: open the shard."""
 
     def renew(self, shard: int) -> bool:
         """Whether the local copy of a shard was damaged; it is then fetched again when it is opened."""

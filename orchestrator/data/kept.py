@@ -15,10 +15,10 @@ class Kept:
         self._images: Pixels = np.empty((samples, *shape), dtype=np.uint8)
         self._there = np.zeros(samples, dtype=bool)
 
-    def keep(self, i: int, image: Pixels) -> None:
-        """Copy an image."""
-        self._images[i] = image
-        self._there[i] = True
+    def keep(self, indices: NDArray[np.int64], rows: Pixels) -> None:
+        """Copy the images `indices` from `rows` (B, H, W, C)."""
+        self._images[indices] = rows
+        self._there[indices] = True
 
     def fill(self, rows: Pixels, indices: NDArray[np.int64]) -> bool:
         """Copy the images `indices` into `rows` (B, H, W, C); False, and nothing copied, when one is not there."""

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.data.index import Index
+from orchestrator.data.index import HEADER_BYTES, Index
 from orchestrator.data.remote import Stopped
 from orchestrator.data.remote_index import RemoteShards
+from orchestrator.data.spans import Wanted
 from orchestrator.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -23,6 +24,13 @@ Indices = NDArray[np.int64]
 _LEAST_BATCHES = 4
 _RATE_BATCHES = 32
 _WAKE_S = 0.5
+# Whole shards leave the line to the first batch for so long at most.
+_HEAD_START_S = 0.5
+# Of so many batches and bytes ahead, what is not here is fetched in parts too; asked for together, since neighbours in
+# a shard are wanted by neighbouring batches.
+_NEAR_BATCHES = 2
+_NEAR_BYTES = 32 * 2**20
+_TOGETHER_BYTES = 8 * 2**20
 
 
 class Horizon:
@@ -49,23 +57,30 @@ class Horizon:
 
 
 @contextmanager
-def foreseen(index: Index, plan: Iterator[Indices]) -> Iterator[Callable[[], None]]:
-    """While the block lasts, what the batches of `plan` need is fetched ahead of the calls of what it gives."""
+def foreseen(index: Index, plan: Iterator[Indices], *, parts: bool = True) -> Iterator[Callable[[], None]]:
+    """While the block lasts, what the batches of `plan` need is fetched ahead of the calls of what it gives.
+
+    With `parts` near batches need not wait for whole shards; they must be read by this process.
+    """
     if index.store is None:
         yield lambda: None
         return
-    with Prefetcher(index, plan) as prefetcher:
+    with Prefetcher(index, plan, parts=parts) as prefetcher:
         yield prefetcher.advance
 
 
 class Prefetcher:
     """Fetches the shards of the batches of `plan` ahead of `advance`, in threads, from `with` to its end."""
 
-    def __init__(self, index: Index, plan: Iterator[Indices], *, seconds: float = 30.0, threads: int = 6) -> None:
+    def __init__(
+        self, index: Index, plan: Iterator[Indices], *, seconds: float = 30.0, threads: int = 6, parts: bool = True
+    ) -> None:
         assert isinstance(index.store, RemoteShards)
         self._shards: RemoteShards = index.store
-        self._shard_of: NDArray[Any] = index.members["shard"]
-        self._plan = plan
+        self._members: NDArray[Any] = index.members
+        self._plan, self._parts = plan, parts
+        self._plan_ended = False
+        self._wanted: list[Wanted] = []
         self._horizon = Horizon(seconds)
         self._most_bytes = self._shards.cache.max_bytes // 2
         self._window: deque[list[int]] = deque()
@@ -74,11 +89,15 @@ class Prefetcher:
         self._queue: deque[int] = deque()
         self._asked: set[int] = set()
         self._change = threading.Condition()
-        self._stop = threading.Event()
+        self._stop, self._begun = threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=self._look, name="prefetch", daemon=True)]
         self._threads += [threading.Thread(target=self._fetch, name="prefetch", daemon=True) for _ in range(threads)]
 
     def __enter__(self) -> Prefetcher:
+        if self._parts:  # before anybody reads: who finds no part asked for brings the whole shard
+            while self._look_on():
+                pass
+            self._ask()
         for thread in self._threads:
             thread.start()
         return self
@@ -87,11 +106,15 @@ class Prefetcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+        self._begun.set()
+        if self._shards.spans is not None:
+            self._shards.spans.stop()
         with self._change:
             self._change.notify_all()
 
     def advance(self) -> None:
         """The next batch of the plan was handed out."""
+        self._begun.set()
         with self._change:
             self._horizon.consumed(time.monotonic())
             self._handed += 1
@@ -103,23 +126,40 @@ class Prefetcher:
     def _look(self) -> None:
         """Keep the window as long as the horizon."""
         while not self._stop.is_set():
-            with self._change:
-                wanted = self._horizon.batches(time.monotonic())
-            if len(self._window) < wanted and self._bytes() < self._most_bytes:
-                batch = next(self._plan, None)
-                if batch is None:
-                    return
-                self._take(batch)
+            if self._look_on():
                 continue
+            self._ask()
+            if self._plan_ended:
+                return
             with self._change:
                 self._change.wait(_WAKE_S)
+
+    def _look_on(self) -> bool:
+        """Take one batch more into the window; False when it is as long as the horizon."""
+        with self._change:
+            wanted = self._horizon.batches(time.monotonic())
+        if len(self._window) >= wanted or self._bytes() >= self._most_bytes:
+            return False
+        batch = next(self._plan, None)
+        if batch is None:
+            self._plan_ended = True
+            return False
+        self._take(batch)
+        return True
+
+    def _ask(self) -> None:
+        """Have what is wanted of shards that are not here fetched in parts."""
+        if self._wanted:
+            self._shards.ask_early(self._wanted)
+            self._wanted = []
 
     def _take(self, batch: Indices) -> None:
         """Add a batch to the window and queue those of its shards that are not here; not if it is over already."""
         self._looked += 1
         if self._looked <= self._handed:
             return
-        numbers, first = np.unique(self._shard_of[batch], return_index=True)
+        rows = self._members[batch]
+        numbers, first = np.unique(rows["shard"], return_index=True)
         shards = [int(number) for number in numbers[np.argsort(first)] if number < len(self._shards.shards)]
         missing = [shard for shard in shards if not self._shards.cache.touch(self._shards.shards[shard])]
         with self._change:
@@ -127,13 +167,23 @@ class Prefetcher:
             self._needed.update(shards)
             self._queue.extend(shard for shard in missing if shard not in self._asked)
             self._asked.update(missing)
+            ahead = self._looked - self._handed
             self._change.notify_all()
+        if self._parts and ahead <= max(_NEAR_BATCHES, _NEAR_BYTES // max(1, int(rows["length"].sum()))):
+            self._want(rows[np.isin(rows["shard"], missing)])
+
+    def _want(self, rows: NDArray[Any]) -> None:
+        for shard, offset, length in zip(*(rows[name].tolist() for name in ("shard", "offset", "length")), strict=True):
+            self._wanted.append((shard, offset - HEADER_BYTES, offset + length))
+        if sum(end - start for _, start, end in self._wanted) > _TOGETHER_BYTES:
+            self._ask()
 
     def _bytes(self) -> int:
         with self._change:
             return sum(self._shards.shards[shard].bytes for shard in self._needed)
 
     def _fetch(self) -> None:
+        self._begun.wait(_HEAD_START_S if self._parts else 0)
         while not self._stop.is_set():
             with self._change:
                 if not self._queue:

@@ -144,6 +144,18 @@ class Remote:
             finally:
                 file.flush()
 
+    def part(self, name: str, start: int, end: int) -> bytes:
+        """The bytes from `start` to before `end` of a file, tried once. Raises DataError, whatever went wrong."""
+        try:
+            content = obstore.get_range(self._opened(), name, start=start, end=end)
+        except (exceptions.BaseError, OSError) as error:
+            self.counters.add(retries=1)
+            raise DataError(f"{self.url}/{name}: {self._judged(name, error)}") from None
+        self.counters.add(bytes=len(content))
+        if len(content) != end - start:
+            raise DataError(f"{self.url}/{name}: expected {end - start} bytes at {start}, found {len(content)}")
+        return bytes(content)
+
     def _body(self, name: str, start: int, size: int | None) -> Iterator[memoryview]:
         """What a file holds from `start` on, as it comes; `size` is what it must have in all."""
         try:

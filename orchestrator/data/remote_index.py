@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.data.cache import ShardCache, open_cache
 from orchestrator.data.index import IMAGES, MEMBERS, Index, Kind, Shard, file_sha256, open_index
 from orchestrator.data.remote import Remote
+from orchestrator.data.spans import Spans, Wanted
 from orchestrator.errors import DataError
 from orchestrator.job import paths
 from orchestrator.storage import write_atomically
@@ -31,6 +32,7 @@ class RemoteShards:
         self.url = remote.url
         self.remote, self.cache, self.shards = remote, cache, shards
         self.counters = remote.counters
+        self.spans: Spans | None = None
 
     def path(self, shard: int) -> Path:
         """Where the copy of a shard is, fetched if need be. Raises DataError."""
@@ -52,6 +54,32 @@ class RemoteShards:
                     return os.open(self.path(shard), os.O_RDONLY)
         finally:
             self.counters.add(misses=1, wait_s=time.perf_counter() - began)
+
+    def early(self, wanted: Sequence[Wanted]) -> list[bytes | None]:
+        """Parts of shards that are not here yet, as far as they can be had before them; None: open the shard."""
+        spans = self.spans
+        if spans is None:
+            return []
+        missing = {shard for shard in {shard for shard, _, _ in wanted} if not self._is_here(shard)}
+        if not missing:
+            return []
+        began = time.perf_counter()
+        spans.ask(one for one in wanted if one[0] in missing)
+        found = [spans.take(one) if one[0] in missing else None for one in wanted]
+        self.counters.add(misses=sum(part is not None for part in found), wait_s=time.perf_counter() - began)
+        return found
+
+    def ask_early(self, wanted: Iterable[Wanted]) -> None:
+        """Begin to fetch parts of shards, for `early`; from the first call on it reads parts."""
+        self.spans = self.spans or Spans(self.remote, self.shards)
+        self.spans.ask(wanted)
+
+    def _is_here(self, shard: int) -> bool:
+        if not self.cache.path(self.shards[shard]).exists():
+            return False
+        if self.spans is not None:
+            self.spans.forget(shard)
+        return True
 
     def renew(self, shard: int) -> bool:
         """Remove the copy of a shard if it is not what the index says; whether it was not."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from orchestrator.data.augment import Augmenter
 from orchestrator.data.decode import BadImage, Fault, Pixels, decode
-from orchestrator.data.index import SUFFIXES, Index
+from orchestrator.data.index import Index
 from orchestrator.data.jpeg import decode_plain, decoder_name
 from orchestrator.data.kept import Kept
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
@@ -32,7 +32,7 @@ from orchestrator.data.resize import resize_into
 from orchestrator.errors import DataError
 
 Indices = NDArray[np.int64]
-Sample = dict[str, Any]
+Samples = dict[str, Any]
 # Told the samples of the batches to come; gives what is to be called at each batch.
 # Samples, and the epoch of training that they are augmented for.
 Task = tuple[Indices, int]
@@ -119,52 +119,66 @@ class ImageSource:
         rows = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory).numpy()
         if self._kept is not None and self._kept.fill(rows, indices):
             return self._batch(rows, indices, {}, augmenter)
+        # Stages that work on whole batches: a step of Python for each sample would hold the interpreter's lock longer
+        # than decoding a small image takes.
         pipeline = webdataset.DataPipeline(
-            lambda: self._samples(indices, rows, augmenter),
+            lambda: iter([self._samples(indices, rows, augmenter)]),
             webdataset.map(self._decoded),
-            lambda samples: self._batched(samples, rows, augmenter),
+            webdataset.map(partial(self._augmented, augmenter=augmenter)),
         )
         batch: Batch = next(iter(pipeline))
         return batch
 
-    def _samples(self, indices: Indices, rows: Pixels, augmenter: Augmenter | None) -> Iterator[Sample]:
-        """Source: samples as every WebDataset reader gives them, with their place in index and batch and their crop."""
-        crops = augmenter.crops(indices) if augmenter else None
-        for place, (i, label) in enumerate(zip(indices.tolist(), self._labels[indices].tolist(), strict=True)):
-            if i in self._quarantined:
-                yield {"__index__": i, "fault": self._quarantined[i]}
+    def _samples(self, indices: Indices, rows: Pixels, augmenter: Augmenter | None) -> Samples:
+        """Source: samples of a batch by column, as `webdataset.batched` gives them, and where their pixels belong."""
+        known = {i: self._quarantined[i] for i in indices.tolist() if i in self._quarantined}
+        if known:
+            indices = indices[[i not in known for i in indices.tolist()]]
+        read = self._reader.read_many(indices)
+        return {
+            "__key__": [key for key, _, _ in read],
+            "__index__": indices,
+            "__fault__": known,
+            "__crop__": augmenter.crops(indices) if augmenter else None,
+            "__rows__": rows[: len(indices)],
+            "image": [data for _, _, data in read],
+        }
+
+    def _decoded(self, samples: Samples) -> Samples:
+        """Fill the rows of the batch; what cannot be decoded is left out."""
+        rows, crops, decode = samples["__rows__"], samples["__crop__"], self._decode
+        faults: dict[int, Fault] = {}
+        began = time.perf_counter()
+        for place, (data, row) in enumerate(zip(samples["image"], rows, strict=True)):
+            try:
+                if crops is None:
+                    pixels = decode(data, row=row)
+                else:
+                    pixels = decode(data, crop=crops[place], resize=resize_into(row, self._interpolation))
+            except BadImage as error:
+                faults[place] = self._fault(samples, place, error)
                 continue
-            own = {"__index__": i, "__crop__": crops[place] if crops else None, "__row__": rows[place]}
-            key, suffix, data = self._reader.read(i)
-            yield {"__key__": key, **own, suffix: data, "cls": label}
-
-    def _decoded(self, sample: Sample) -> Sample:
-        """Fill the sample's row of the batch."""
-        if "fault" in sample:
-            return sample
-        data = next(sample[suffix] for suffix in SUFFIXES if suffix in sample)
-        row, began = sample["__row__"], time.perf_counter()
-        try:
-            pixels = self._decode(data, crop=sample["__crop__"], resize=resize_into(row, self._interpolation))
-        except BadImage as error:
-            sample["fault"] = Fault(f"{self._reader.path(sample['__index__'])}: key {sample['__key__']}: {error}")
-            sample["fault"].reason = error.reason
-            return sample
-        if pixels is not row:
-            row[...] = pixels
+            if pixels is not row:
+                row[...] = pixels
+        seconds = time.perf_counter() - began
+        if faults:
+            whole = [place for place in range(len(rows)) if place not in faults]
+            named = {int(samples["__index__"][place]): fault for place, fault in faults.items()}
+            samples |= {"__index__": samples["__index__"][whole], "__fault__": samples["__fault__"] | named}
+            rows = rows[whole]
         if self._kept is not None:
-            self._kept.keep(sample["__index__"], row)
-        sample["__seconds__"] = time.perf_counter() - began
-        return sample
+            self._kept.keep(samples["__index__"], rows)
+        return samples | {"__rows__": rows, "__seconds__": seconds}
 
-    def _batched(self, samples: Iterator[Sample], rows: Pixels, augmenter: Augmenter | None) -> Iterator[Batch]:
-        everything = list(samples)
-        whole = [s for s in everything if "fault" not in s]
-        pixels = rows if len(whole) == len(rows) else rows[["fault" not in s for s in everything]]
-        indices = np.array([s["__index__"] for s in whole], dtype=np.int64)
-        faults = {s["__index__"]: s["fault"] for s in everything if "fault" in s}
-        batch = self._batch(pixels, indices, faults, augmenter)
-        yield replace(batch, decode_s=sum(s["__seconds__"] for s in whole))
+    def _fault(self, samples: Samples, place: int, error: BadImage) -> Fault:
+        path = self._reader.path(int(samples["__index__"][place]))
+        fault = Fault(f"{path}: key {samples['__key__'][place]}: {error}")
+        fault.reason = error.reason
+        return fault
+
+    def _augmented(self, samples: Samples, augmenter: Augmenter | None) -> Batch:
+        batch = self._batch(samples["__rows__"], samples["__index__"], samples["__fault__"], augmenter)
+        return replace(batch, decode_s=samples["__seconds__"])
 
     def _batch(self, pixels: Pixels, indices: Indices, faults: Mapping[int, str], augmenter: Augmenter | None) -> Batch:
         """Augment decoded images, (B, H, W, C), and make tensors of them."""

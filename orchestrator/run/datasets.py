@@ -187,7 +187,7 @@ def train_stream(
         loader_threads=processes or loader_threads(data["loader_threads"], source, part.subset),
         prefetch_batches=data["prefetch_batches"],
         bad_sample_budget=data["bad_sample_budget"],
-        foresee=_foresight(part, features),
+        foresee=_foresight(part, features, parts=not processes),
         elsewhere=elsewhere,
     )
 
@@ -205,9 +205,9 @@ def _remade_source(job: dict[str, Any], features: FeatureFolders | None) -> Sour
     return _training_source(open_datasets(job), job, features)
 
 
-def _foresight(part: Part, features: FeatureFolders | None) -> Foresee:
+def _foresight(part: Part, features: FeatureFolders | None, *, parts: bool = True) -> Foresee:
     """Who fetches ahead: nobody where cached features stand for the images."""
-    return partial(foreseen, part.index) if features is None else no_foresight
+    return partial(foreseen, part.index, parts=parts) if features is None else no_foresight
 
 
 def planned_keys(part: Part, job: dict[str, Any], epoch: int, samples: int) -> list[str]:

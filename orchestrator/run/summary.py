@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _PACKAGES = (
     "torch",
     "torchvision",
+    "simplejpeg",
     "ray",
     "webdataset",
     "timm",

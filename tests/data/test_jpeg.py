@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 import io
+import sys
 import tarfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from orchestrator.data import jpeg
 from orchestrator.data.decode import MAX_PIXELS, BadImage, decode
-from orchestrator.data.jpeg import decode_plain, plain_size
+from orchestrator.data.jpeg import decode_plain, decoder_name, plain_size
 from tests.conftest import TEST_DATA
 from tests.data.conftest import encoded, noise
 
 
-def by_pillow(data: bytes) -> np.ndarray:
-    pixels = np.asarray(Image.open(io.BytesIO(data)))
+def by_pillow(data: bytes, mode: str | None = None) -> np.ndarray:
+    image = Image.open(io.BytesIO(data))
+    pixels = np.asarray(image.convert(mode) if mode else image)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+@pytest.fixture(params=["simplejpeg", "torchvision", "pillow"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each of the decoders, as if those before it were not installed."""
+    if request.param != "simplejpeg":
+        monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    if request.param == "pillow":
+        monkeypatch.setattr(jpeg, "find_spec", lambda name: None)
+    jpeg._decoder.cache_clear()
+    yield request.param
+    jpeg._decoder.cache_clear()
+
+
+def test_the_best_decoder_that_is_here_is_used_and_named(decoder: str) -> None:
+    assert decoder_name().split()[0] == decoder
+    data = encoded(smooth(33, 17), "JPEG")
+    found = decode_plain(data, 3, MAX_PIXELS)
+    assert (found is None) == (decoder == "pillow")
+    assert decode(data, image_size=16, channels=3, plain_jpeg=decode_plain).tobytes() == outcome(data)
+
+
+def test_a_decoder_with_other_pixels_than_pillow_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = jpeg._by_simplejpeg()
+    monkeypatch.setattr(jpeg, "_by_simplejpeg", lambda: lambda data, channels, row: right(data, channels, None) ^ 1)
+    jpeg._decoder.cache_clear()
+    try:
+        assert decoder_name().startswith("torchvision ")
+    finally:
+        jpeg._decoder.cache_clear()
 
 
 def smooth(width: int, height: int) -> np.ndarray:
@@ -57,6 +91,40 @@ def test_gray_files_have_the_pixels_of_pillow() -> None:
     assert np.array_equal(found, by_pillow(data))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_of_the_size_of_its_row_is_decoded_into_it_and_no_other(decoder: str, channels: int) -> None:
+    rows = np.zeros((3, 13, 21, channels), dtype=np.uint8)
+    data = encoded(noise(4, 21, 13, channels), "JPEG")
+    found = decode_plain(data, channels, MAX_PIXELS, rows[1])
+    if decoder == "pillow":
+        assert found is None
+        return
+    assert found is not None and found.base is not None and np.shares_memory(found, rows[1])
+    assert np.array_equal(rows[1], by_pillow(data))
+    assert not rows[0].any() and not rows[2].any()
+    other = encoded(noise(4, 13, 21, channels), "JPEG")
+    found = decode_plain(other, channels, MAX_PIXELS, rows[2])
+    assert found is not None and np.array_equal(found, by_pillow(other))
+    assert not rows[2].any()
+
+
+@pytest.mark.parametrize("crop", [None, lambda width, height: (0, 0, width, height // 2)])
+def test_decode_fills_a_row_only_where_nothing_is_cut_and_resized(crop: Any) -> None:
+    row = np.zeros((16, 16, 3), dtype=np.uint8)
+    data = encoded(smooth(16, 16), "JPEG")
+    found = decode(data, image_size=16, channels=3, crop=crop, plain_jpeg=decode_plain, row=row)
+    assert np.array_equal(found, decode(data, image_size=16, channels=3, crop=crop))
+    assert (found is row) == (crop is None)
+    assert row.any() == (crop is None)
+
+
+def test_gray_files_are_repeated_over_three_channels_as_pillow_does() -> None:
+    data = encoded(noise(4, 21, 13, 1), "JPEG")
+    found = decode_plain(data, 3, MAX_PIXELS)
+    assert found is not None
+    assert np.array_equal(found, by_pillow(data, "RGB"))
+
+
 def rotated_exif() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -73,7 +141,6 @@ def with_late_exif(data: bytes) -> bytes:
 
 UNUSUAL = {
     "cmyk": encoded(noise(1), "JPEG", "CMYK"),
-    "gray for colour": encoded(noise(1, channels=1), "JPEG"),
     "exif": encoded(noise(1), "JPEG", exif=rotated_exif()),
     "exif after the frame header": with_late_exif(encoded(noise(1), "JPEG")),
     "fill bytes": encoded(noise(1), "JPEG").replace(b"\xff\xdb", b"\xff\xff\xdb"),
@@ -132,6 +199,23 @@ def test_a_file_cannot_hide_its_size_from_the_limit() -> None:
             decode(data, image_size=8, channels=3, plain_jpeg=decode_plain)
 
 
+def test_the_head_of_the_file_before_changes_no_answer() -> None:
+    dice = np.random.default_rng(1)
+    plain = [encoded(smooth(24, 18), "JPEG", quality=q) for q in (50, 90)] + [encoded(noise(1, channels=1), "JPEG")]
+    variants = [*plain, *UNUSUAL.values()]
+    for whole in plain:
+        start = whole.index(b"\xff\xda")
+        variants += [whole[: start + more] for more in range(-3, 16)]
+        for _ in range(50):
+            data = bytearray(whole)
+            data[int(dice.integers(2, start + 6))] ^= 1 << int(dice.integers(8))
+            variants.append(bytes(data))
+    answers = [jpeg._walked(data)[0] for data in variants]
+    assert len(set(answers)) >= 4
+    for i in dice.integers(0, len(variants), 3000).tolist():
+        assert plain_size(variants[i]) == answers[i]
+
+
 def outcome(data: bytes, **options: Any) -> bytes | None:
     try:
         return decode(data, image_size=16, channels=3, **options).tobytes()
@@ -171,6 +255,6 @@ def test_real_images_have_the_pixels_of_pillow(name: str, step: int) -> None:
             data = content.read() if content else b""
             found = decode_plain(data, 3, MAX_PIXELS)
             if found is not None:
-                assert np.array_equal(found, by_pillow(data)), member.name
+                assert np.array_equal(found, by_pillow(data, "RGB")), member.name
                 compared += 1
     assert compared > 10

@@ -44,6 +44,15 @@ def test_a_wrong_row_is_named(small: Index, columns: dict[str, int], message: st
         ShardReader(with_row(small, 2, **columns)).read(2)
 
 
+def test_many_samples_are_read_as_one_after_the_other(small: Index) -> None:
+    order = [7, 0, 11, 3, 3, 8]
+    reader = ShardReader(small)
+    assert reader.read_many(np.array(order)) == [reader.read(i) for i in order]
+    assert reader.read_many(np.array([], dtype=np.int64)) == []
+    with pytest.raises(DataError, match=r"key 000000002: member \.png: expected CRC32 00000001"):
+        ShardReader(with_row(small, 2, crc32=1)).read_many(np.arange(12))
+
+
 def test_two_members_that_changed_places_are_noticed(small: Index) -> None:
     first, second = (small.members[i] for i in np.flatnonzero(small.members["shard"] == 0)[:2])
     columns = {name: int(second[name]) for name in ("offset", "length", "crc32")}

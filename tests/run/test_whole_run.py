@@ -93,7 +93,7 @@ def test_the_terminal_shows_plan_epochs_result_and_where_to_look_next(finished: 
 def test_the_record_of_a_run_names_the_decoder_and_counts_what_was_loaded(finished: dict[str, Any]) -> None:
     events = [json.loads(line) for line in (finished["run"] / "events.jsonl").read_text().splitlines()]
     (start,) = [event for event in events if event["event"] == "start"]
-    assert re.fullmatch(r"(torchvision|pillow) [0-9.]+", start["loader"].pop("decoder"))
+    assert re.fullmatch(r"(simplejpeg|torchvision|pillow) [0-9.]+", start["loader"].pop("decoder"))
     assert start["loader"] == {"threads": 1}
     epochs = [event for event in events if event["event"] == "epoch"]
     samples = start["samples_per_epoch"]
