@@ -250,7 +250,12 @@ def _data(arguments: argparse.Namespace) -> int:
         from orchestrator.launch.features import features_command
 
         return features_command(arguments.job, arguments.overrides)
-    code = arguments_of_data.call(arguments)
+    share = None
+    if arguments.action == "pack" and arguments.ray:
+        from orchestrator.launch import ray_pack
+
+        share = ray_pack.results_on_ray
+    code = arguments_of_data.call(arguments, share)
     if arguments.action == "stats" and arguments.html is not None:
         from orchestrator.data.remote_index import open_data
         from orchestrator.show.data_page import write_page

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import JobError
+from orchestrator.job import paths
+
+if TYPE_CHECKING:
+    from orchestrator.data.pack import Share
 
 
 def add_to(actions: Any) -> None:
@@ -37,6 +41,11 @@ def add_to(actions: Any) -> None:
     pack.add_argument("--shard-size", metavar="MIB", default="256", help="a shard before --max-side (default 256)")
     pack.add_argument("--max-side", metavar="PIXELS", help="make larger images smaller")
     pack.add_argument("--quality", metavar="1..100", help="encode every JPEG anew (default of --max-side: 90)")
+    pack.add_argument(
+        "--ray",
+        action="store_true",
+        help="write the shards on the Ray cluster at RAY_ADDRESS, whose nodes see SOURCE and OUT under these paths",
+    )
     index = actions.add_parser("index", help="an index for WebDataset shards that are there; they stay as they are")
     index.add_argument("folder", metavar="FOLDER", type=Path, help="folder of *.tar with .jpg, .jpeg or .png and .cls")
     _add_classes(index)
@@ -64,13 +73,13 @@ def _add_jobs(action: argparse.ArgumentParser) -> None:
     action.add_argument("--jobs", metavar="N", help="processes (default: as many cores as are worth it)")
 
 
-def call(arguments: argparse.Namespace) -> int:
-    """Carry out the action; returns the exit code."""
+def call(arguments: argparse.Namespace, share: Share | None = None) -> int:
+    """Carry out the action; returns the exit code. With `share` shards are written elsewhere."""
     from orchestrator.data import command
     from orchestrator.data.labels import Labelling
 
     if arguments.action == "pack":
-        return _pack(arguments)
+        return _pack(arguments, share)
     if arguments.action == "index":
         labelling = Labelling(classes=arguments.classes, class_names=arguments.class_names)
         return command.index(arguments.folder, labelling=labelling, jobs=_number(arguments.jobs, "--jobs"))
@@ -80,18 +89,24 @@ def call(arguments: argparse.Namespace) -> int:
     return command.stats(arguments.out)
 
 
-def _pack(arguments: argparse.Namespace) -> int:
+def _pack(arguments: argparse.Namespace, share: Share | None) -> int:
     from orchestrator.data import command
     from orchestrator.data.labels import Labelling
     from orchestrator.data.reencode import Encoding
 
+    source, out = arguments.source, arguments.out
+    if share is not None:  # other processes may have another working folder
+        if paths.is_store(out):
+            raise JobError("--ray: OUT must be a folder that every node sees; pack into one, then upload it")
+        source, out = source if source == "digits" else str(Path(source).absolute()), str(Path(out).absolute())
     return command.pack_anywhere(
-        arguments.source,
-        arguments.out,
+        source,
+        out,
         labelling=Labelling(arguments.labels, arguments.synsets, arguments.classes, arguments.class_names),
         encoding=Encoding(_number(arguments.max_side, "--max-side"), _number(arguments.quality, "--quality", most=100)),
         shard_bytes=(_number(arguments.shard_size, "--shard-size") or 0) * 2**20,
         jobs=_number(arguments.jobs, "--jobs"),
+        share=share,
     )
 
 

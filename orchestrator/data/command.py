@@ -15,7 +15,7 @@ from orchestrator.data.describe import describe
 from orchestrator.data.in_place import index_in_place
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.labels import Labelling
-from orchestrator.data.pack import SHARD_BYTES
+from orchestrator.data.pack import SHARD_BYTES, Share
 from orchestrator.data.pack import pack as pack_shards
 from orchestrator.data.parallel import worth
 from orchestrator.data.quarantine import FILE, read_reasons, write_quarantine
@@ -89,6 +89,7 @@ def pack(
     encoding: Encoding | None = None,
     shard_bytes: int = SHARD_BYTES,
     jobs: int | None = None,
+    share: Share | None = None,
 ) -> int:
     if (out / "index.json").is_file():
         index = open_index(out)
@@ -110,6 +111,7 @@ def pack(
             jobs=jobs,
             progress=ticker,
             say=_say,
+            share=share,
         )
     print(f"{out}: {_summary(index)}; {ticker.speed(index.num_samples)}")
     if index.ignored:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,8 @@ SHARD_BYTES = 256 * 2**20
 _KEY_DIGITS = 9
 
 Progress = Callable[[int, int], None]
+# Calls a function with each of some tasks somewhere, at most so many at a time, and gives what comes back.
+Share = Callable[[Callable[["Task"], int], Sequence["Task"], int | None], Iterator[int]]
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,15 @@ def pack(
     jobs: int | None = 1,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
+    share: Share | None = None,
 ) -> Index:
     """Write shards and index of `source` into the folder `out`, which must be empty or absent.
 
     The result is a function of the images and the options alone, byte for byte, whatever `jobs` is (None: as many
     processes as are worth it) and however often it was killed: classes are the sorted names, samples are shuffled
     with a fixed seed, times and owners are zero. A shard ends with the image that brings it to `shard_bytes`
-    (counted before encoding anew). The folder appears when it is complete. Raises DataError for a source that cannot
-    be packed whole or an `out` that holds something else.
+    (counted before encoding anew). `share` has them written elsewhere. The folder appears when it is complete.
+    Raises DataError for a source that cannot be packed whole or an `out` that holds something else.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -105,7 +108,7 @@ def pack(
             if index.source == recipe.name:
                 return index
         try:
-            _pack(recipe, jobs, progress, say)
+            _pack(recipe, jobs, progress, say, share)
         except DataError:
             shutil.rmtree(work, ignore_errors=True)  # whoever repairs the source changes it
             raise
@@ -116,7 +119,9 @@ def pack(
     return open_index(out)
 
 
-def _pack(recipe: Recipe, jobs: int | None, progress: Progress | None, say: Callable[[str], None]) -> None:
+def _pack(
+    recipe: Recipe, jobs: int | None, progress: Progress | None, say: Callable[[str], None], share: Share | None
+) -> None:
     """Write what is missing of shards and index."""
     labels = read_labels(recipe.labelling)
     recipe.work.mkdir(exist_ok=True)
@@ -131,16 +136,18 @@ def _pack(recipe: Recipe, jobs: int | None, progress: Progress | None, say: Call
             say(f"{len(tasks) - len(missing)} of {len(tasks)} shards are there already")
         if progress is not None:
             progress(done, total)
-        if jobs is None:
+        if jobs is None and share is None:
             size = sum(item.size for task in missing for item in task.items)
             jobs = worth(size, heavy=recipe.encoding.is_asked)
-        _write(missing, done, total, min(jobs, len(missing)), progress)
+        _write(missing, done, total, jobs, progress, share or results)
         shards, rows = _read_notes(tasks)
     extra = named(classes, labels.names)
     write_index(recipe.shards, classes, shards, rows, recipe.name, found.ignored, extra=extra)
 
 
-def _write(missing: Sequence[Task], done: int, total: int, jobs: int, progress: Progress | None) -> None:
+def _write(
+    missing: Sequence[Task], done: int, total: int, jobs: int | None, progress: Progress | None, share: Share
+) -> None:
     """Write shards; progress is told by image in this process, by shard where others write them."""
 
     def tick() -> None:
@@ -149,11 +156,13 @@ def _write(missing: Sequence[Task], done: int, total: int, jobs: int, progress: 
         if progress is not None:
             progress(done, total)
 
-    if jobs <= 1:
+    if not missing:
+        return
+    if share is results and min(jobs or 1, len(missing)) <= 1:
         for task in missing:
             write_shard(task, tick)
         return
-    for written in results(write_shard, missing, jobs):
+    for written in share(write_shard, missing, jobs and min(jobs, len(missing))):
         done += written
         if progress is not None:
             progress(done, total)

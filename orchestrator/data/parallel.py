@@ -28,13 +28,13 @@ def worth(size: int, *, heavy: bool) -> int:
     return max(1, min(cores(), size // (64 * 2**20 if heavy else 2**30)))
 
 
-def results(function: Callable[[T], R], tasks: Iterable[T], jobs: int) -> Iterator[R]:
-    """function(task) of every task, in the order in which they finish; with one job here, in order.
+def results(function: Callable[[T], R], tasks: Iterable[T], jobs: int | None) -> Iterator[R]:
+    """function(task) of every task, in the order in which they finish; with one job (or None) here, in order.
 
     Few tasks are taken ahead, so a long list costs no memory. The processes end with this one, however it ends.
     Raises OrchestratorError when one of them is killed, and whatever the function raises.
     """
-    if jobs <= 1:
+    if jobs is None or jobs <= 1:
         yield from map(function, tasks)
         return
     waiting: set[Future[R]] = set()

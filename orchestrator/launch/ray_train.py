@@ -106,6 +106,14 @@ class RaySession:
         address = os.environ.get("RAY_ADDRESS")
         return f"Waiting for the Ray cluster at {address} ..." if address else "Starting Ray on this machine ..."
 
+    @property
+    def where(self) -> str:
+        """A line about what was connected to."""
+        import ray
+
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        return f"Ray on {nodes} {'node' if nodes == 1 else 'nodes'}, {ray.cluster_resources().get('CPU', 0):g} cores"
+
     def __enter__(self) -> RaySession:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
