@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from hff.objectives import Head, LinearHead, PrototypeHead
     from hff.randomness import derive_seed
     from hff.schedules import learning_rate
-    from hff.shapes import HeadShape, LayerShape, MlpOptions, VggOptions, describe
+    from hff.shapes import HeadShape, LayerShape, MlpOptions, ResnetOptions, VggOptions, describe
+    from hff.similarity import SimilarityTerm, contrastive_losses
     from hff.sphere import margin_loss, normalise, prototype_scores
+    from hff.superclasses import cluster
     from hff.votes import fit_vote_weights
 
 _HOME = {
@@ -50,10 +52,14 @@ _HOME = {
     "MlpOptions": "shapes",
     "OwnHead": "architectures",
     "PrototypeHead": "objectives",
+    "ResnetOptions": "shapes",
+    "SimilarityTerm": "similarity",
     "VggOptions": "shapes",
     "audit_locality": "audit",
     "build_layers": "architectures",
     "calibrate": "exits",
+    "cluster": "superclasses",
+    "contrastive_losses": "similarity",
     "derive_seed": "randomness",
     "describe": "shapes",
     "exit_curve": "exits",
@@ -85,10 +91,14 @@ __all__ = [
     "MlpOptions",
     "OwnHead",
     "PrototypeHead",
+    "ResnetOptions",
+    "SimilarityTerm",
     "VggOptions",
     "audit_locality",
     "build_layers",
     "calibrate",
+    "cluster",
+    "contrastive_losses",
     "derive_seed",
     "describe",
     "exit_curve",

@@ -9,18 +9,22 @@ from typing import Any
 
 from torch import nn
 
+from hff.aux_convs import AuxConvs
 from hff.goodness import GoodnessHead, GoodnessLayer
 from hff.layers import LocalLayer, conv_body, linear_body
 from hff.objectives import Head, LinearHead, PrototypeHead
 from hff.randomness import derive_seed, seeded
-from hff.shapes import HeadShape, LayerShape, MlpOptions, Options, describe
+from hff.shapes import HeadShape, LayerShape, MlpOptions, Options, ResnetOptions, describe
+from hff.similarity import SimilarityTerm
 
 
 @dataclass(frozen=True)
 class HeadOptions:
     """What every local head is: `prototype`, `linear`, or `goodness` (`sharpness` and `threshold`).
 
-    The fields from `prototypes_per_class` on concern prototypes, `label_smoothing` linear heads too.
+    The fields from `prototypes_per_class` to `sharpness` concern prototypes. `aux_convs` hidden convolutions come
+    before the pooling; `similarity` weighs a contrastive term over the batch; `groups` are the super-classes of all
+    classes, where these alone are learned.
     """
 
     kind: str = "prototype"
@@ -34,10 +38,13 @@ class HeadOptions:
     sharpness: float = 10.0
     label_smoothing: float = 0.0
     threshold: float = 1.0
+    similarity: float = 0.0
+    aux_convs: int = 0
+    groups: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> HeadShape:
-        return HeadShape(self.kind, self.num_classes, self.prototypes_per_class)
+        return HeadShape(self.kind, self.num_classes, self.prototypes_per_class, self.aux_convs)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,8 @@ def build_layers(
             body = made[0] if len(made) == 1 else nn.Sequential(*made)
             grid = 1 if isinstance(options, MlpOptions) else options.head_grid
             made_head = make_head(own, units[index].head_features, grid)
+            if isinstance(own, HeadOptions) and own.aux_convs:
+                made_head.aux = AuxConvs(units[index].output[0], own.aux_convs, grid=grid, norm=options.norm)
             if isinstance(made_head, GoodnessHead):
                 layers.append(GoodnessLayer(units[index].name, body, made_head, entry=index == 0))
             else:
@@ -104,6 +113,7 @@ def _body(options: Options, index: int, shape: LayerShape) -> nn.Module:
         stride=options.first_stride if index == 0 else 1,
         norm=options.norm,
         pool=index in options.pool_after,
+        shortcut=isinstance(options, ResnetOptions) and index > 0,
     )
 
 
@@ -111,6 +121,11 @@ def make_head(head: AnyHead, features: int, grid: int, prefix_tokens: int = 0) -
     """A local head over `features` numbers, which it sees of maps pooled to `grid` x `grid`."""
     made = _own(head, features, grid) if isinstance(head, OwnHead) else _MAKERS[head.kind](head, features, grid)
     made.prefix_tokens = prefix_tokens
+    if isinstance(head, HeadOptions):
+        if head.similarity:
+            made.similarity = SimilarityTerm(head.similarity)
+        if head.groups is not None:
+            made.learn_groups(head.groups)
     return made
 
 

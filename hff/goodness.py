@@ -48,6 +48,11 @@ class GoodnessHead(Head):
         y = y if y.dtype == torch.float64 else y.float()
         return y.flatten(2).square().mean(dim=2)
 
+    def judge(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Goodness, twice: it is all that the head sees."""
+        goodness_BK = self.forward(y)
+        return goodness_BK, goodness_BK
+
     def loss(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
         """-log p(right version is right) - log p(wrong one is wrong), (B,), from the goodness of pairs (B, 2).
 

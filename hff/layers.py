@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hff.objectives import Head, pool_to_grid
 
@@ -22,8 +23,11 @@ class LocalLayer(nn.Module):
 
     def logits(self, y: Tensor) -> Tensor:
         """The head's judgement (B, C) of what `forward` gave."""
-        logit_BC: Tensor = self.head(y)
-        return logit_BC
+        return self.judge(y)[1]
+
+    def judge(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head sees of what `forward` gave, (B, features), and its logits (B, C)."""
+        return self.head.judge(y)
 
 
 class Frozen(nn.Module):
@@ -81,12 +85,32 @@ def linear_body(fan_in: int, width: int, *, norm: str, dropout: float) -> nn.Seq
     return nn.Sequential(*modules)
 
 
-def conv_body(channels: int, width: int, *, kernel: int, stride: int, norm: str, pool: bool) -> nn.Sequential:
-    """Convolution, norm, ReLU and, where asked, a 2x2 max-pool."""
+class Shortcut(nn.Module):
+    """What a module makes of a map plus the map itself, which has no more channels; the missing ones are zeros.
+
+    Source: He et al., Deep Residual Learning, arXiv 1512.03385, section 3.3, shortcut A: no parameters.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        missing = y.shape[1] - x.shape[1]
+        return y + (F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x)
+
+
+def conv_body(
+    channels: int, width: int, *, kernel: int, stride: int, norm: str, pool: bool, shortcut: bool = False
+) -> nn.Sequential:
+    """Convolution, norm, ReLU and, where asked, a 2x2 max-pool; a `shortcut` joins before the ReLU."""
     modules: list[nn.Module] = [
         nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=norm == "none")
     ]
     modules += make_norm(norm, width, spatial=True)
+    if shortcut:
+        modules = [Shortcut(nn.Sequential(*modules))]
     modules.append(nn.ReLU(inplace=True))
     if pool:
         modules.append(nn.MaxPool2d(2))

@@ -74,8 +74,11 @@ def _forward_backward(
         if autocast_dtype is not None:
             y = y.to(autocast_dtype)
     with phase("loss"):
-        logit_BC = layer.logits(y)
+        feature_BD, logit_BC = layer.judge(y)
         loss_sum = layer.head.loss(logit_BC, target).sum()
+        over_batch = layer.head.over_batch(feature_BD, target, count)
+        if over_batch is not None:
+            loss_sum = loss_sum + over_batch
     with phase("gradient"):
         torch.autograd.backward(loss_sum / count)
     correct = layer.head.correct(logit_BC.detach(), target).sum()

@@ -5,7 +5,7 @@ Shape letters: B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +43,18 @@ class GreedyNetwork(nn.Module):
 
     def layer_logits(self, x: Tensor) -> list[Tensor]:
         """Logits (B, C) of every layer."""
-        logits = []
+        return [layer.logits(y) for layer, y in self._outputs(x)]
+
+    def _outputs(self, x: Tensor) -> Iterator[tuple[LocalLayer, Tensor]]:
         for layer in self._layers():
             x = layer(x)
-            logits.append(layer.logits(x))
-        return logits
+            yield layer, x
 
     def forward(self, x: Tensor) -> Tensor:
         """Weighted sum of the layers' log-probabilities, (B, C) float32: the class is its argmax."""
         votes = [
-            weight * torch.log_softmax(logit_BC.float(), dim=1)
-            for weight, logit_BC in zip(self.weights, self.layer_logits(x), strict=True)
+            weight * torch.log_softmax(layer.logits(y).float(), dim=1)
+            for weight, (layer, y) in zip(self.weights, self._outputs(x), strict=True)
             if weight
         ]
         return torch.stack(votes).sum(dim=0)
@@ -103,6 +104,8 @@ class GreedyNetwork(nn.Module):
         losses = []
         for layer in self._layers():
             y = layer(x)
-            losses.append(layer.head.loss(layer.logits(y), target).mean())
+            feature_BD, logit_BC = layer.judge(y)
+            loss, over_batch = layer.head.loss(logit_BC, target), layer.head.over_batch(feature_BD, target, len(target))
+            losses.append(loss.mean() if over_batch is None else (loss.sum() + over_batch) / len(target))
             x = self.hand_on(y)
         return losses

@@ -1,18 +1,21 @@
 """Local heads: what turns a layer's features into class logits and a loss of its own.
 
-Shape letters: B batch, C classes, M prototypes per class, D features.
+Shape letters: B batch, C classes, G super-classes, M prototypes per class, D features.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hff.similarity import SimilarityTerm
 from hff.sphere import EPSILON, margin_loss, normalise, prototype_scores
+from hff.superclasses import joined_logits
 
 
 def pool_to_grid(y: Tensor, grid: int, prefix_tokens: int = 0) -> Tensor:
@@ -62,38 +65,78 @@ class _EvenPool(torch.autograd.Function):
 
 
 class Head(nn.Module):
-    """Features to class logits, and the loss that trains one layer. `grid` pools maps before flattening."""
+    """Features to class logits, and the loss that trains one layer. `grid` pools maps before flattening.
+
+    `aux` are hidden convolutions before the pooling, `similarity` a term over the batch beside the loss.
+    """
 
     # Tokens at the front of (B, N, D) that stand for no place in the image.
     prefix_tokens = 0
+    # The super-class of each class, where the layer learns these alone, and how many there are.
+    group_C: Tensor | None
+    groups = 0
 
     def __init__(self, features: int, num_classes: int, grid: int, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.features, self.num_classes = features, num_classes
         self.grid, self.label_smoothing = grid, label_smoothing
+        self.aux: nn.Module | None = None
+        self.similarity: SimilarityTerm | None = None
+        # Not saved: it is needed for nothing but training.
+        self.register_buffer("group_C", None, persistent=False)
 
     def flat(self, y: Tensor) -> Tensor:
         """What the head sees of a layer's output, (B, features), never in reduced precision."""
+        if self.aux is not None:
+            y = self.aux(y if y.dtype == torch.float64 else y.float())
         y = pool_to_grid(y, self.grid, self.prefix_tokens)
         return y if y.dtype == torch.float64 else y.float()
 
     def forward(self, y: Tensor) -> Tensor:
         """Logits (B, C) of a layer's output."""
+        return self.judge(y)[1]
+
+    def judge(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head sees of a layer's output, (B, features), and its logits (B, C)."""
         if not torch.is_autocast_enabled(y.device.type):  # an exported graph then has no autocast region
-            return self.logits(self.flat(y))
+            feature_BD = self.flat(y)
+            return feature_BD, self.logits(feature_BD)
         with torch.autocast(y.device.type, enabled=False):
-            return self.logits(self.flat(y))
+            feature_BD = self.flat(y)
+            return feature_BD, self.logits(feature_BD)
 
     def logits(self, feature_BD: Tensor) -> Tensor:
         raise NotImplementedError
 
     def loss(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
         """Loss of each sample, (B,)."""
-        return F.cross_entropy(logit_BC, target_B, reduction="none", label_smoothing=self.label_smoothing)
+        logit_BG, target_B = self.joined(logit_BC, target_B)
+        return F.cross_entropy(logit_BG, target_B, reduction="none", label_smoothing=self.label_smoothing)
+
+    def over_batch(self, feature_BD: Tensor, target_B: Tensor, count: int) -> Tensor | None:
+        """What the loss of these samples, (), has beside that of each; None where nothing."""
+        if self.similarity is None:
+            return None
+        group_C = self.group_C
+        return self.similarity(feature_BD, target_B if group_C is None else group_C[target_B], count)
+
+    def joined(self, logit_BC: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and targets of what the layer learns: of the super-classes, or the classes as they are.
+
+        A super-class is as likely as its members together.
+        """
+        if self.group_C is None:
+            return logit_BC, target_B
+        return joined_logits(logit_BC, self.group_C, self.groups), self.group_C[target_B]
+
+    def learn_groups(self, group_C: Sequence[int]) -> None:
+        """Tell apart the super-classes alone, that of each class given; the logits stay those of the classes."""
+        self.groups, self.group_C = max(group_C) + 1, torch.tensor(group_C)
 
     def correct(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
         """Which samples are classified rightly, (B,) bool: what the accuracy of training counts."""
-        return logit_BC.argmax(dim=1) == target_B
+        logit_BG, target_B = self.joined(logit_BC, target_B)
+        return logit_BG.argmax(dim=1) == target_B
 
     def constrain_(self) -> None:
         """Bring the parameters back to where they belong after an update."""
@@ -159,7 +202,16 @@ class PrototypeHead(Head):
         return self.scale * scores
 
     def loss(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
-        return margin_loss(logit_BC, target_B, self.scale, self.margin, self.label_smoothing)
+        logit_BG, target_B = self.joined(logit_BC, target_B)
+        return margin_loss(logit_BG, target_B, self.scale, self.margin, self.label_smoothing)
+
+    def joined(self, logit_BC: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        """As every head's; the score of a super-class is that of all its members' prototypes as if of one class."""
+        if self.group_C is None:
+            return logit_BC, target_B
+        soft_BG = joined_logits(logit_BC * (self.sharpness / self.scale), self.group_C, self.groups)
+        size_G = torch.bincount(self.group_C, minlength=self.groups)
+        return (soft_BG - size_G.log()) * (self.scale / self.sharpness), self.group_C[target_B]
 
     @torch.no_grad()
     def constrain_(self) -> None:

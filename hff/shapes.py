@@ -24,7 +24,10 @@ class Inner:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One locally trained unit. Counts are per sample and forward only; `parameters` excludes the head's."""
+    """One locally trained unit. Counts are per sample and forward only; `parameters` excludes the head's.
+
+    `buffers` are those of body and head.
+    """
 
     name: str
     input: Shape
@@ -36,15 +39,18 @@ class LayerShape:
     forward_flops: int
     head_flops: int
     inner: Inner | None = None
+    # Numbers that the hidden convolutions of the head put out.
+    head_activations: int = 0
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """The kind and size of every local head."""
+    """The kind and size of every local head, behind `aux_convs` hidden convolutions."""
 
     kind: str
     num_classes: int
     prototypes_per_class: int = 1
+    aux_convs: int = 0
 
     def parameters(self, features: int) -> int:
         if self.kind == "goodness":
@@ -85,7 +91,19 @@ class VggOptions:
     norm: str = "batch"
 
 
-ARCHITECTURES: dict[str, type[MlpOptions] | type[VggOptions]] = {"mlp": MlpOptions, "vgg": VggOptions}
+@dataclass(frozen=True)
+class ResnetOptions(VggOptions):
+    """VggOptions with a shortcut around every convolution but the first; it has no parameters.
+
+    Channels that the input of a convolution lacks are zeros, so widths must not fall.
+    """
+
+
+ARCHITECTURES: dict[str, type[MlpOptions] | type[VggOptions]] = {
+    "mlp": MlpOptions,
+    "vgg": VggOptions,
+    "resnet": ResnetOptions,
+}
 Options = MlpOptions | VggOptions
 
 
@@ -111,6 +129,7 @@ def describe(
             raise ValueError(f"{own.num_classes} labels do not fit into images of {math.prod(input_shape)} numbers")
         group = bodies[start : start + size]
         features = head_features(group[-1].output, grid)
+        aux = _aux(group[-1].output, grid, own.aux_convs, options.norm)
         units.append(
             LayerShape(
                 name=group[0].name if len(group) == 1 else f"{group[0].name}..{group[-1].name}",
@@ -118,10 +137,11 @@ def describe(
                 output=group[-1].output,
                 head_features=features,
                 parameters=sum(b.parameters for b in group),
-                head_parameters=own.parameters(features),
-                buffers=sum(b.buffers for b in group),
+                head_parameters=own.parameters(features) + aux.parameters,
+                buffers=sum(b.buffers for b in group) + aux.buffers,
                 forward_flops=sum(b.forward_flops for b in group),
-                head_flops=own.flops(features),
+                head_flops=own.flops(features) + aux.forward_flops,
+                head_activations=own.aux_convs * math.prod(aux.output),
             )
         )
     return tuple(units)
@@ -136,6 +156,26 @@ def head_features(output: Shape, grid: int, prefix_tokens: int = 0) -> int:
         output = (output[1], side, side)
     channels, height, width = output
     return channels * min(grid, height) * min(grid, width)
+
+
+def aux_side(grid: int, side: int) -> int:
+    """The side of the map that a head's hidden convolutions work on."""
+    return min(2 * grid, side)
+
+
+def _aux(output: Shape, grid: int, depth: int, norm: str) -> LayerShape:
+    """The hidden convolutions of a head. Raises ValueError where there is no map."""
+    if depth == 0:
+        return _body("aux", (), (0,), 0, 0, 0)
+    if len(output) != 3:
+        raise ValueError(f"aux_convs need maps, and the layers' outputs are vectors of {output[0]} numbers")
+    width, height, side = output[0], aux_side(grid, output[1]), aux_side(grid, output[2])
+    scale, buffers = _norm(norm, width)
+    weights = 9 * width * width
+    parameters = weights + scale + (width if norm == "none" else 0)
+    return _body(
+        "aux", (), (width, height, side), depth * parameters, depth * buffers, depth * 2 * weights * height * side
+    )
 
 
 def _body(name: str, source: Shape, output: Shape, parameters: int, buffers: int, flops: int) -> LayerShape:
@@ -165,6 +205,8 @@ def _vgg(options: VggOptions, input_shape: Sequence[int]) -> list[LayerShape]:
     wrong = [p for p in options.pool_after if not 0 <= p < depth]
     if wrong:
         raise ValueError(f"pool_after must number layers from 0 to {depth - 1}, got {wrong[0]}")
+    if isinstance(options, ResnetOptions) and list(options.widths) != sorted(options.widths):
+        raise ValueError(f"widths of a resnet must not fall, got {list(options.widths)}")
     channels, height, width = input_shape
     bodies = []
     for i, out in enumerate(options.widths):

@@ -200,7 +200,7 @@ def _nearest(value: int, unit: int) -> str:
 
 def _layers(job: Job) -> Found:
     size = job.data.image_size
-    if network.own_model(job) is None:
+    if network.own_model(job) is None or any(objective_rules.aux_convs(job)):
         return
     try:
         network.layer_shapes(job, network.known_classes(job))
@@ -321,6 +321,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     ),
     (("objective.name", "model.norm", "model.backbone"), objective_rules.goodness),
     (("objective",), objective_rules.own_class),
+    (("objective", "model.arch", "model.backbone"), objective_rules.aux_convs),
     (_MESH, _mesh),
     ((*_MESH, "train.global_batch_size"), _replicas),
     ((*_MESH, "cluster.layers"), _stage_layers),

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.errors import JobError
 from orchestrator.job import document, own_objective, paths
 from orchestrator.job.draft import Draft
+from orchestrator.job.models import BackboneModel
 from orchestrator.job.objectives import OwnObjective
 from orchestrator.job.resolved import (
     INTERPRETER_LINE,
@@ -21,7 +22,7 @@ from orchestrator.job.resolved import (
     job_to_dict,
     job_yaml,
 )
-from orchestrator.job.schema import BackboneModel, Job
+from orchestrator.job.schema import Job
 from orchestrator.job.search import SearchJob
 
 __all__ = [

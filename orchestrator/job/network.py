@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hff.shapes import HeadShape, LayerShape
-    from orchestrator.job.schema import BackboneModel, Features, Job, OwnModel
+    from orchestrator.job.models import BackboneModel, OwnModel
+    from orchestrator.job.schema import Features, Job
 
 ASSUMED_CLASSES = 10
 DIGITS_CLASSES = 10
@@ -48,11 +49,12 @@ def head_shape(job: Job, num_classes: int | None, layer: int = 0) -> HeadShape:
     classes = ASSUMED_CLASSES if num_classes is None else num_classes
     if job.objective.name == "ff":
         return HeadShape("goodness", classes)
+    aux_convs = getattr(job.objective, "aux_convs", 0)
     if job.objective.name != "hff":
-        return HeadShape("linear", classes, 1)
+        return HeadShape("linear", classes, 1, aux_convs)
     own = job.per_layer[layer] if layer < len(job.per_layer) else None
     count = None if own is None else own.prototypes_per_class
-    return HeadShape("prototype", classes, count or job.objective.prototypes_per_class)
+    return HeadShape("prototype", classes, count or job.objective.prototypes_per_class, aux_convs)
 
 
 def layer_shapes(job: Job, num_classes: int | None) -> tuple[LayerShape, ...]:
@@ -93,14 +95,14 @@ def unit_words(job: Job) -> str:
 
 def own_model(job: Job) -> OwnModel | None:
     """The model section when the network is an architecture of hff."""
-    from orchestrator.job.schema import OwnModel
+    from orchestrator.job.models import OwnModel
 
     return job.model if isinstance(job.model, OwnModel) else None
 
 
 def backbone_model(job: Job) -> BackboneModel | None:
     """The model section when the network is a timm backbone with heads."""
-    from orchestrator.job.schema import BackboneModel
+    from orchestrator.job.models import BackboneModel
 
     return job.model if isinstance(job.model, BackboneModel) else None
 

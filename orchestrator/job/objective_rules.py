@@ -39,6 +39,15 @@ def goodness(job: Job) -> Found:
         yield "model.norm", f"{text}, got {show(getattr(job.model, 'norm', None))}"
 
 
+def aux_convs(job: Job) -> Found:
+    """Hidden convolutions work on the maps of our own convolutions."""
+    depth = getattr(job.objective, "aux_convs", 0)
+    model = network.own_model(job)
+    if depth and (model is None or model.arch == "mlp"):
+        where = "a backbone" if model is None else "arch mlp, whose layers have no maps"
+        yield "objective.aux_convs", f"must be 0 with {where}, got {depth}"
+
+
 def own_class(job: Job) -> Found:
     if job.objective.name != "own":
         return

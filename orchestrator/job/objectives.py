@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from orchestrator.job.section import Decay, Positive, Section, Words
+from orchestrator.job.section import Decay, NonNegative, Positive, Section, Words
+
+AuxConvs = Annotated[int, Field(ge=0, le=8)]
 
 
 class HffObjective(Section):
@@ -22,6 +24,8 @@ class HffObjective(Section):
     sharpness: Positive = 10.0
     label_smoothing: Decay = 0.0
     block_size: Annotated[int, Field(ge=1, le=1000)] = 1
+    similarity: NonNegative = 0.0
+    aux_convs: AuxConvs = 0
 
 
 class CeObjective(Section):
@@ -30,6 +34,8 @@ class CeObjective(Section):
     name: Literal["ce"]
     label_smoothing: Decay = 0.0
     block_size: Annotated[int, Field(ge=1, le=1000)] = 1
+    similarity: NonNegative = 0.0
+    aux_convs: AuxConvs = 0
 
 
 class FfObjective(Section):

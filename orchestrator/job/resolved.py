@@ -22,6 +22,8 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("per_layer",): [],
     ("train", "vote_from_train"): 0.1,
     ("train", "micro_batches"): 1,
+    ("objective", "similarity"): 0.0,
+    ("objective", "aux_convs"): 0,
 }
 _FREE_DATA = (
     "train",

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from orchestrator.job import checks, paths
+from orchestrator.job.models import BackboneModel, MlpModel, Model, ResnetModel, VggModel
 from orchestrator.job.objectives import AnyObjective
 from orchestrator.job.section import (
     LARGE,
@@ -22,7 +23,6 @@ from orchestrator.job.section import (
     Positive,
     Section,
     Share,
-    Width,
     Words,
     words,
 )
@@ -166,56 +166,6 @@ class TransferData(Data):
         return {key: v for key, v in expand_digits(value).items() if key not in ("image_size", "channels")}
 
 
-class Model(Section):
-    """What every network has: who decides the class. `fitted` weighs all layers' votes on held-out images."""
-
-    vote: Literal["last", "equal", "fitted"] | Annotated[tuple[NonNegative, ...], Field(strict=False)] = "last"
-
-
-class OwnModel(Model):
-    """What every architecture of hff has: the widths of its layers."""
-
-    arch: str
-    widths: Annotated[tuple[Width, ...], Field(strict=False, min_length=1, max_length=1000)]
-
-
-class MlpModel(OwnModel):
-    """Fully connected layers."""
-
-    arch: Literal["mlp"]
-    norm: Literal["batch", "layer", "none"] = "batch"
-    dropout: Decay = 0.0
-
-
-class VggModel(OwnModel):
-    """3 x 3 convolutions, some followed by a 2 x 2 max-pooling; `pool_after` counts layers from 0."""
-
-    arch: Literal["vgg"]
-    pool_after: Annotated[tuple[Natural, ...], Field(strict=False)] = ()
-    first_kernel: Annotated[int, Field(ge=1, le=64)] = 3
-    first_stride: Annotated[int, Field(ge=1, le=64)] = 1
-    head_grid: Annotated[int, Field(ge=1, le=64)] = 4
-    norm: Literal["batch", "group", "none"] = "batch"
-
-
-class BackboneModel(Model):
-    """A timm backbone, split at its stages, with local heads and, on top, layers of our own.
-
-    `pretrained` is true (weights from timm's hub), false (random) or a local .safetensors or .pth file. `freeze`
-    is all, none, or how many stages from the bottom stay as they are. `heads_at` numbers stages from 0.
-    """
-
-    backbone: Words
-    pretrained: bool | Words = True
-    freeze: Literal["all", "none"] | Annotated[int, Field(ge=0, le=1000)] = "all"
-    heads_at: (
-        Literal["all", "last"] | Annotated[tuple[Natural, ...], Field(strict=False, min_length=1, max_length=1000)]
-    ) = "all"
-    head_grid: Annotated[int, Field(ge=1, le=64)] = 2
-    top_widths: Annotated[tuple[Width, ...], Field(strict=False)] = ()
-    top_norm: Literal["batch", "layer", "none"] = "batch"
-
-
 class Train(Section):
     """How long and how: exactly one of epochs, steps, samples; one warm-up at most.
 
@@ -348,7 +298,7 @@ class TrainJob(Job):
     """A network of our own, trained from its first weights."""
 
     kind: Literal["train"]
-    model: Annotated[MlpModel | VggModel, Field(discriminator="arch")]
+    model: Annotated[MlpModel | VggModel | ResnetModel, Field(discriminator="arch")]
 
 
 class TransferJob(Job):

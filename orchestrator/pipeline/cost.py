@@ -91,6 +91,7 @@ def _sample_seconds(shape: LayerShape, target: Target, dtype_bytes: int, end_to_
     numbers = PASSES * widest_map(shape)
     if inner:
         numbers = INNER_PASSES * inner.activations + FROZEN_PASSES * inner.frozen_activations
+    numbers += PASSES * shape.head_activations
     return arithmetic / target.flops_per_s + dtype_bytes * numbers / target.bytes_per_s
 
 
@@ -109,4 +110,4 @@ def kept_numbers(shape: LayerShape, num_classes: int) -> int:
     """Numbers of one sample that a unit holds while it trains; when it is done, all is freed."""
     # Of a convolution: its own and its norm's output, and what goes on.
     body = 3 * widest_map(shape) if shape.inner is None else shape.inner.activations + 2 * math.prod(shape.output)
-    return math.prod(shape.input) + body + shape.head_features + 2 * num_classes
+    return math.prod(shape.input) + body + 3 * shape.head_activations + shape.head_features + 2 * num_classes

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update
+from orchestrator.pipeline.gather import take_waited
 from orchestrator.pipeline.links import Kind, Message, Receiver, Sender
-from orchestrator.pipeline.sync_norm import take_waited
 from orchestrator.pipeline.trace import BESIDE, Trace
 
 

@@ -34,11 +34,9 @@ def head_options(objective: dict[str, Any], num_classes: int) -> AnyHead:
     if objective["name"] == "ff":
         threshold, sharpness = objective["threshold"], objective["sharpness"]
         return HeadOptions(kind="goodness", num_classes=num_classes, threshold=threshold, sharpness=sharpness)
-    if objective["name"] != "hff":
-        return HeadOptions(kind="linear", num_classes=num_classes, label_smoothing=objective["label_smoothing"])
     known = {f.name for f in fields(HeadOptions)} - {"kind", "num_classes"}
     return HeadOptions(
-        kind="prototype",
+        kind="prototype" if objective["name"] == "hff" else "linear",
         num_classes=num_classes,
         **{k: v for k, v in objective.items() if k in known},
     )

@@ -19,10 +19,10 @@ from hff.local import make_optimizer
 from orchestrator.data.features import FeatureFolders
 from orchestrator.errors import EXIT_OTHER, CheckpointError, OrchestratorError
 from orchestrator.job.per_layer import of_layer
+from orchestrator.pipeline.gather import synchronise
 from orchestrator.pipeline.links import LinkError, LinkShape, Receiver, Sender, open_links
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage
-from orchestrator.pipeline.sync_norm import synchronise_norms
 from orchestrator.run import checkpoint, network
 from orchestrator.run.attached import StoreAddress, Uploads, attached
 from orchestrator.run.context import Context, Control
@@ -156,7 +156,7 @@ def _work(
     peers = _replica_group(mesh, stage_index)
     if peers is not None:
         for layer in layers:
-            synchronise_norms(layer, peers)
+            synchronise(layer, peers)
     receiver, sender = _links(assignment, mesh, context.rank, device, control)
     stage = Stage(
         first=first,

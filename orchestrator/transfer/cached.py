@@ -79,9 +79,8 @@ class FedUnit(LocalLayer):
             x = module(x)
         return x
 
-    def logits(self, y: Tensor) -> Tensor:
-        logit_BC: Tensor = self.head(y[:, : self.head.features])
-        return logit_BC
+    def judge(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head.judge(y[:, : self.head.features])
 
 
 def fed(layers: Sequence[LocalLayer], first: int, parts: Sequence[int]) -> list[LocalLayer]:

@@ -15,6 +15,7 @@ from hff import (
     HeadOptions,
     LocalityError,
     MlpOptions,
+    ResnetOptions,
     VggOptions,
     audit_locality,
     build_layers,
@@ -36,11 +37,16 @@ ARCHITECTURES: dict[str, tuple[Options, tuple[int, int, int]]] = {
         VggOptions(widths=(4, 6), first_kernel=7, first_stride=2, norm="group", head_grid=3),
         (3, 16, 16),
     ),
+    "resnet": (ResnetOptions(widths=(4, 4, 7), pool_after=(1,), head_grid=2), (3, 9, 9)),
 }
 HEADS = {
     "hff": HeadOptions("prototype", 5, prototypes_per_class=3, margin=0.1),
     "ce": HeadOptions("linear", 5),
+    "aux": HeadOptions("prototype", 5, aux_convs=2),
 }
+# Hidden convolutions need maps.
+PAIRS = [(a, h) for a in ARCHITECTURES for h in HEADS if not (a.startswith("mlp") and h == "aux")]
+EVERY_PAIR = pytest.mark.parametrize(("architecture", "head"), PAIRS)
 EVERY = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
@@ -49,8 +55,7 @@ def batch(shape: Sequence[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tens
     return torch.randn(6, *shape, generator=generator), torch.randint(5, (6,), generator=generator)
 
 
-@EVERY
-@pytest.mark.parametrize("head", HEADS)
+@EVERY_PAIR
 @pytest.mark.parametrize("grouping", [{}, {"block_size": 2}, {"end_to_end": True}])
 def test_what_is_described_is_what_is_built(architecture: str, head: str, grouping: dict[str, int]) -> None:
     options, shape = ARCHITECTURES[architecture]
@@ -75,8 +80,7 @@ def test_what_is_described_is_what_is_built(architecture: str, head: str, groupi
         x = y
 
 
-@EVERY
-@pytest.mark.parametrize("head", HEADS)
+@EVERY_PAIR
 def test_a_step_never_computes_the_gradient_of_its_input(architecture: str, head: str) -> None:
     """The arithmetic of a body is that of its forward pass and of its weights' gradients, nothing more."""
     options, shape = ARCHITECTURES[architecture]
@@ -198,6 +202,31 @@ def test_votes_are_weighted_log_probabilities() -> None:
         vote_weights([1.0, 2.0], 3)
 
 
+def test_heads_without_a_vote_are_not_computed() -> None:
+    """Hidden convolutions would cost as much as the layers; they are dropped with their head."""
+    options, shape = ARCHITECTURES["vgg"]
+    described = describe(options, shape, HEADS["aux"].shape)
+    network = GreedyNetwork(build_layers(options, shape, HEADS["aux"], seed=0)).eval()
+    with FlopCounterMode(display=False) as counted:
+        network(batch(shape)[0])
+    bodies = sum(stated.forward_flops for stated in described)
+    assert counted.get_total_flops() == 6 * (bodies + described[-1].head_flops)
+
+
+def test_a_shortcut_adds_the_input_and_zeros_for_missing_channels_before_the_relu() -> None:
+    options, shape = ARCHITECTURES["resnet"]
+    layers = build_layers(options, shape, HEADS["hff"], seed=0)
+    x = torch.rand(6, 4, 9, 9)
+    for layer, missing in ((layers[1], 0), (layers[2], 3)):
+        layer.eval()
+        weight = dict(layer.body.named_parameters())["0.inner.0.weight"]
+        # A fresh batch norm in evaluation divides by sqrt(1 + eps).
+        inner = torch.nn.functional.conv2d(x, weight, padding=1) / (1 + 1e-5) ** 0.5
+        whole = inner + torch.cat([x, torch.zeros(6, missing, 9, 9)], dim=1)
+        expected = whole.relu() if missing else torch.nn.functional.max_pool2d(whole.relu(), 2)
+        torch.testing.assert_close(layer(x), expected)
+
+
 def test_weight_decay_spares_norms_biases_scales_and_prototypes() -> None:
     (layer,) = build_layers(VggOptions(widths=(4,)), (3, 8, 8), HEADS["hff"], seed=0)
     optimizer = make_optimizer(layer, "sgd", lr=0.1, weight_decay=0.5)
@@ -267,6 +296,10 @@ def test_impossible_shapes_are_refused_with_the_layer() -> None:
         describe(VggOptions(widths=(4, 4, 4), pool_after=(0, 1, 2)), (1, 4, 4), HEADS["ce"].shape)
     with pytest.raises(ValueError, match="from 0 to 1, got 5"):
         describe(VggOptions(widths=(4, 4), pool_after=(5,)), (1, 8, 8), HEADS["ce"].shape)
+    with pytest.raises(ValueError, match=r"must not fall, got \[4, 8, 6\]"):
+        describe(ResnetOptions(widths=(4, 8, 6)), (1, 8, 8), HEADS["ce"].shape)
+    with pytest.raises(ValueError, match="aux_convs need maps"):
+        describe(MlpOptions(widths=(4,)), (1, 8, 8), HEADS["aux"].shape)
 
 
 def test_importing_hff_and_its_shapes_does_not_import_torch() -> None:

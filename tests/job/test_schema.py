@@ -9,9 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from hff.shapes import ARCHITECTURES
-from orchestrator.job.schema import MlpModel, TrainJob, VggModel
+from orchestrator.job.models import MlpModel, ResnetModel, VggModel
+from orchestrator.job.schema import TrainJob
 
-MODELS = {"mlp": MlpModel, "vgg": VggModel}
+MODELS = {"mlp": MlpModel, "vgg": VggModel, "resnet": ResnetModel}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

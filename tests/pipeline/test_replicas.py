@@ -11,17 +11,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hff import HeadOptions, LocalLayer, VggOptions, build_layers, make_optimizer
+from hff import HeadOptions, LocalLayer, ResnetOptions, VggOptions, build_layers, make_optimizer
 from hff.local import local_forward_backward
 from orchestrator.data.order import batch_bounds, replica_slice
+from orchestrator.pipeline.gather import synchronise
 from orchestrator.pipeline.links import LinkShape, open_links
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage, StageInput
-from orchestrator.pipeline.sync_norm import synchronise_norms
 from tests.pipeline.ranks import run_ranks
 
 CLASSES, SAMPLES, BATCH, EPOCHS = 3, 63, 12, 2
-OPTIONS = VggOptions(widths=(4, 6, 6, 8), pool_after=(1,), norm="batch")
+WIDTHS = {"widths": (4, 6, 6, 8), "pool_after": (1,), "norm": "batch"}
+# Plain layers, and layers with everything that sees the whole batch or has parts of its own in the head.
+NETWORKS = {
+    "plain": (VggOptions(**WIDTHS), HeadOptions(num_classes=CLASSES)),
+    "levers": (
+        ResnetOptions(**WIDTHS),
+        HeadOptions(num_classes=CLASSES, similarity=0.5, aux_convs=1, groups=(0, 1, 0)),
+    ),
+}
 OUTPUTS = [(4, 8, 8), (6, 4, 4), (6, 4, 4), (8, 4, 4)]
 # The last batch of an epoch has 3 samples.
 BOUNDS = batch_bounds(SAMPLES, BATCH)
@@ -52,8 +60,11 @@ def an_optimizer(layer: LocalLayer, name: str) -> torch.optim.Optimizer:
     return make_optimizer(layer, name, lr=0.05)
 
 
-def a_stage(first: int, last: int, dtype: torch.dtype, optimizer: str, **links: Any) -> Stage:
-    built = build_layers(OPTIONS, (3, 8, 8), HeadOptions(num_classes=CLASSES), seed=0, only=range(first, last + 1))
+def a_stage(
+    first: int, last: int, dtype: torch.dtype, optimizer: str, network: str = "plain", **links: Any
+) -> Stage:
+    options, head = NETWORKS[network]
+    built = build_layers(options, (3, 8, 8), head, seed=0, only=range(first, last + 1))
     layers = [layer.to(dtype).to(memory_format=torch.channels_last) for layer in built]
     return Stage(
         first=first,
@@ -92,6 +103,7 @@ def train_as_rank(
     optimizer: str,
     transport: str,
     micro_batches: int = 1,
+    network: str = "plain",
 ) -> dict[str, Any]:
     """One rank's part of a run: what it owns at the end, and what it was told."""
     mesh = Mesh(replicas)
@@ -112,10 +124,10 @@ def train_as_rank(
     )
     groups = [dist.new_group(mesh.stage_ranks(s)) if count > 1 else None for s, count in enumerate(replicas)]
     ends = {"receiver": receiver, "sender": sender, "replicas": groups[number]}
-    stage = a_stage(*ranges[number], dtype, optimizer, micro_batches=micro_batches, **ends)
+    stage = a_stage(*ranges[number], dtype, optimizer, network, micro_batches=micro_batches, **ends)
     if groups[number] is not None:
         for layer in stage.layers:
-            synchronise_norms(layer, groups[number])
+            synchronise(layer, groups[number])
     feed = batches(replica, replicas[0], steps, dtype) if number == 0 else None
     stops = [stage.train_step(next(feed) if feed is not None else stage.receive()) for _ in range(steps)]
     totals, _ = stage.take_totals()
@@ -132,11 +144,13 @@ def train_as_rank(
     }
 
 
-def train_alone(steps: int, dtype: torch.dtype, optimizer: str, micro_batches: int = 1) -> tuple[State, list[int]]:
+def train_alone(
+    steps: int, dtype: torch.dtype, optimizer: str, micro_batches: int = 1, network: str = "plain"
+) -> tuple[State, list[int]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        stage = a_stage(0, 3, dtype, optimizer, micro_batches=micro_batches)
+        stage = a_stage(0, 3, dtype, optimizer, network, micro_batches=micro_batches)
         for batch in batches(0, 1, steps, dtype):
             stage.train_step(batch)
     finally:
@@ -194,6 +208,29 @@ def test_gradients_of_the_first_step_in_float32_agree_with_one_process(replicas:
         ours, theirs = (state[f"{layer}.gradient"] for state in (meshed, alone))
         assert np.linalg.norm(theirs) > 0
         assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs), f"layer {layer}"
+
+
+def test_levers_in_stages_give_the_bits_of_one_process() -> None:
+    """Shortcuts, hidden convolutions, super-classes and the similarity term."""
+    parts = run_ranks(2, train_as_rank, [1, 1], STEPS, torch.float32, "adamw", "shm", 1, "levers")
+    alone, correct = train_alone(STEPS, torch.float32, "adamw", network="levers")
+    for key, value in together(parts).items():
+        assert np.array_equal(value, alone[key]), key
+    assert [c for part in parts for c in part["correct"].values()] == correct
+
+
+@pytest.mark.parametrize("replicas", [[2, 1], [1, 4, 1]])
+def test_the_similarity_term_sees_the_samples_of_all_replicas(replicas: list[int]) -> None:
+    """Also where shares are unequal, and where a replica has none of the last batch."""
+    parts = run_ranks(sum(replicas), train_as_rank, replicas, STEPS, torch.float64, "adamw", "auto", 1, "levers")
+    alone, correct = train_alone(STEPS, torch.float64, "adamw", network="levers")
+    meshed = together(parts)
+    assert meshed.keys() == alone.keys()
+    for key, value in alone.items():
+        difference = np.abs(meshed[key] - value).max()
+        assert difference <= 1e-9 * np.abs(value).max(), f"{key}: {difference}"
+    for layer, expected in enumerate(correct):
+        assert sum(part["correct"].get(layer, 0) for part in parts) == expected
 
 
 def test_micro_batches_give_the_same_bits_in_stages_and_keep_replicas_alike() -> None:
