@@ -203,9 +203,13 @@ def _layers(job: Job) -> Found:
     if network.own_model(job) is None or any(objective_rules.aux_convs(job)):
         return
     try:
-        network.layer_shapes(job, network.known_classes(job))
+        shapes = network.layer_shapes(job, network.known_classes(job))
     except ValueError as error:
         yield "model", f"must fit images of {job.data.channels}x{size}x{size}, got: {error}"
+        return
+    grid, largest = getattr(job.model, "head_grid", 1), max(max(shape.output[1:], default=1) for shape in shapes)
+    if grid > largest:
+        yield "model.head_grid", f"must be at most {largest}, the side of the largest map behind a layer, got {grid}"
 
 
 def _votes(job: Job) -> Found:
@@ -322,6 +326,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("objective.name", "model.norm", "model.backbone"), objective_rules.goodness),
     (("objective",), objective_rules.own_class),
     (("objective", "model.arch", "model.backbone"), objective_rules.aux_convs),
+    (("objective", "data.train", "data.expect", *_UNITS), objective_rules.coarse),
     (_MESH, _mesh),
     ((*_MESH, "train.global_batch_size"), _replicas),
     ((*_MESH, "cluster.layers"), _stage_layers),

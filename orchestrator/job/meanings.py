@@ -66,6 +66,7 @@ MEANINGS: dict[str, str] = {
     "objective.label_smoothing": "Share of each label that is spread over all classes.",
     "objective.block_size": "Layers that share one head and one loss; gradients flow within a block.",
     "objective.similarity": "Weight of a supervised contrastive term over the batch of all replicas.",
+    "objective.coarse": "Super-classes that the first layer, the second, ... tell apart; the others learn all classes.",
     "objective.aux_convs": "Hidden 3 x 3 convolutions of each head, before its pooling: locality S1.",
     # train
     "train.epochs": "Length in passes over the training images; with schedule sequential, of each layer.",

@@ -82,6 +82,16 @@ def block_size(job: Job) -> int:
     return int(getattr(job.objective, "block_size", 1))
 
 
+def locality(job: Job) -> str:
+    """How far gradients reach: one layer and a linear or prototype head (S0), hidden convolutions in the head too (S1),
+    a block of layers (B), or all of them (BP). A head of the user's own is taken for a linear one."""
+    if job.objective.name == "bp":
+        return "BP"
+    if block_size(job) > 1:
+        return "B"
+    return "S1" if getattr(job.objective, "aux_convs", 0) else "S0"
+
+
 def one_stage(job: Job) -> bool:
     """Whether every worker has all layers: nothing is passed between them."""
     return job.objective.name in ("bp", "ff")

@@ -48,6 +48,17 @@ def aux_convs(job: Job) -> Found:
         yield "objective.aux_convs", f"must be 0 with {where}, got {depth}"
 
 
+def coarse(job: Job) -> Found:
+    """Super-classes are fewer than classes, and the last layer tells the classes apart."""
+    wanted, layers, classes = getattr(job.objective, "coarse", ()), network.units(job), network.known_classes(job)
+    if layers is not None and len(wanted) >= layers and wanted:
+        left = f"at most {layers - 1}, since the last of the {layers} {network.unit_words(job)} learns all classes"
+        yield "objective.coarse", f"must have {left}, got {len(wanted)}"
+    for place, groups in enumerate(wanted):
+        if classes is not None and groups > classes:
+            yield f"objective.coarse.{place}", f"must be at most {classes}, the number of classes, got {groups}"
+
+
 def own_class(job: Job) -> Found:
     if job.objective.name != "own":
         return

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from orchestrator.job.section import Decay, NonNegative, Positive, Section, Words
+from orchestrator.job.section import LARGE, Decay, NonNegative, Positive, Section, Words
 
 AuxConvs = Annotated[int, Field(ge=0, le=8)]
+Coarse = Annotated[tuple[Annotated[int, Field(ge=2, le=LARGE)], ...], Field(strict=False)]
 
 
 class HffObjective(Section):
@@ -26,6 +27,7 @@ class HffObjective(Section):
     block_size: Annotated[int, Field(ge=1, le=1000)] = 1
     similarity: NonNegative = 0.0
     aux_convs: AuxConvs = 0
+    coarse: Coarse = ()
 
 
 class CeObjective(Section):
@@ -36,6 +38,7 @@ class CeObjective(Section):
     block_size: Annotated[int, Field(ge=1, le=1000)] = 1
     similarity: NonNegative = 0.0
     aux_convs: AuxConvs = 0
+    coarse: Coarse = ()
 
 
 class FfObjective(Section):

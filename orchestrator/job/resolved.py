@@ -24,6 +24,7 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("train", "micro_batches"): 1,
     ("objective", "similarity"): 0.0,
     ("objective", "aux_convs"): 0,
+    ("objective", "coarse"): [],
 }
 _FREE_DATA = (
     "train",

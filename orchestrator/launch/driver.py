@@ -38,6 +38,7 @@ from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomicall
 from orchestrator.run.own_head import kept_objective, try_head
 from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_of
 from orchestrator.run.stored_run import StoredRun, fetch_run
+from orchestrator.run.superclasses import join_classes
 from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.terminal import duration, plan_table
 
@@ -122,6 +123,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     job, drive.values = drive.job, job_to_dict(drive.job)
     _claim(drive, written)
     write_json(folder.classes, datasets.classes)
+    join_classes(drive.values, datasets, folder)
     names = [shape.name for shape in shapes]
     drive.say(plan_table(plan.to_json(), names, job_name=job.name))
     if backbone:

@@ -77,6 +77,11 @@ class RunFolder:
         return self.path / "confusion.json"
 
     @property
+    def superclasses(self) -> Path:
+        """The super-class of every class, for each layer that learns super-classes."""
+        return self.path / "superclasses.json"
+
+    @property
     def objective(self) -> Path:
         """The copy of the user's own objective, where the job has one."""
         return self.path / "objective.py"

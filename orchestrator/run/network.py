@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -53,15 +53,20 @@ def build(
     only: Iterable[int] | None = None,
     per_layer: Sequence[Mapping[str, Any] | None] = (),
     pretrained: bool = True,
+    superclasses: Sequence[Sequence[int]] = (),
 ) -> list[LocalLayer]:
     """Build the layers of a job, or those numbered in `only`; the bits of a layer depend on `seed` alone.
 
-    `per_layer` says in what the heads differ from `objective`. A backbone's bits depend on its weights' file too;
+    `per_layer` says in what the heads differ from `objective`; `superclasses` has, for the first layers, the super-class
+    of every class, which is what they learn. A backbone's bits depend on its weights' file too;
     without `pretrained` it is left random, for a checkpoint that will fill it.
     """
 
     def head(index: int) -> AnyHead:
-        return head_options(of_layer(objective, per_layer, index), num_classes)
+        made = head_options(of_layer(objective, per_layer, index), num_classes)
+        if isinstance(made, HeadOptions) and index < len(superclasses):
+            made = replace(made, groups=tuple(superclasses[index]))
+        return made
 
     end_to_end = objective["name"] == "bp"
     if "backbone" in model:

@@ -32,6 +32,7 @@ from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.loop import Loop
 from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule, make_schedule
+from orchestrator.run.superclasses import joined_classes
 from orchestrator.transfer.cached import fed, trunk_sha256, trunk_units
 
 
@@ -305,6 +306,7 @@ def _own_layers(assignment: Assignment, stage_index: int, device: torch.device) 
         only=range(first, last + 1),
         # A checkpoint fills all layers but those whose phase has not begun.
         pretrained=assignment.resume_from is None or job["train"]["schedule"] == "sequential",
+        superclasses=joined_classes(RunFolder(Path(assignment.run_dir))),
     )
     # Convolutions are faster in this layout, on CPU (1.3x measured) and GPU alike.
     return [layer.to(device).to(memory_format=torch.channels_last) for layer in layers]

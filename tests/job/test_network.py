@@ -11,6 +11,7 @@ from orchestrator.job.network import (
     known_classes,
     known_train_samples,
     layer_shapes,
+    locality,
     units,
 )
 
@@ -49,3 +50,25 @@ def test_classes_and_images_are_known_from_the_job_or_not_at_all(load: Any) -> N
     digits = load("data=digits")
     assert known_classes(digits) == 10
     assert known_train_samples(digits) == pytest.approx(1347, abs=10)
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("{name: hff, similarity: 1, coarse: [2]}", "S0"),
+        ("{name: ce, aux_convs: 1}", "S1"),
+        ("{name: hff, block_size: 2, aux_convs: 1}", "B"),
+        ("{name: bp}", "BP"),
+    ],
+)
+def test_the_locality_of_a_job_is_that_of_what_its_gradients_pass(load: Any, objective: str, expected: str) -> None:
+    assert locality(load(f"objective={objective}")) == expected
+
+
+def test_hidden_convolutions_are_counted_with_the_heads(load: Any) -> None:
+    plain, deep = layer_shapes(load(), 7), layer_shapes(load("objective.aux_convs=2"), 7)
+    # On 8 x 8 cells, twice the grid of 4 x 4; the batch norms' parameters and buffers too.
+    assert deep[0].head_parameters - plain[0].head_parameters == 2 * (9 * 8 * 8 + 2 * 8)
+    assert deep[0].buffers - plain[0].buffers == 2 * (2 * 8 + 1)
+    assert deep[0].head_flops - plain[0].head_flops == 2 * 2 * 9 * 8 * 8 * 64
+    assert (deep[0].parameters, deep[0].forward_flops) == (plain[0].parameters, plain[0].forward_flops)
