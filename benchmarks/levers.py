@@ -50,9 +50,9 @@ LEVERS: dict[str, dict[str, Any]] = {
     "blocks of 2 layers": {"objective": {"block_size": 2}},
     "BP": {"objective": {"name": "bp"}},
 }
-WIDTHS = {"widths": [32, 64, 128, 128], "pool_after": [0, 1, 2]}
+WIDTHS = {"widths": [16, 32, 64, 64], "pool_after": [0, 1, 2]}
 # Shortcuts need layers of equal width to show anything.
-DEEP = {"widths": [32, 64, 64, 64, 128, 128, 128], "pool_after": [0, 3]}
+DEEP = {"widths": [16, 32, 32, 32, 64, 64, 64], "pool_after": [0, 1, 4]}
 BY_HAND = (1, 2, 3, 4, 8)
 ADAPTIVE = Path(__file__).parent / "adaptive_prototypes.py"
 
@@ -233,7 +233,7 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
     notes += [
         f"widths {WIDTHS['widths']}, pooled after {WIDTHS['pool_after']}; with and without shortcuts "
         f"{DEEP['widths']}, pooled after {DEEP['pool_after']}",
-        f"coarse: the first layers learn {given.coarse} super-classes; a layer of these does not tell their members apart",
+        f"coarse: the first layers learn {given.coarse} super-classes, and do not tell their members apart",
     ]
     publish(f"levers_{given.name}", command, f"Levers on {given.name}", levers_table(found, localities), notes)
 

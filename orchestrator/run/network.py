@@ -57,8 +57,8 @@ def build(
 ) -> list[LocalLayer]:
     """Build the layers of a job, or those numbered in `only`; the bits of a layer depend on `seed` alone.
 
-    `per_layer` says in what the heads differ from `objective`; `superclasses` has, for the first layers, the super-class
-    of every class, which is what they learn. A backbone's bits depend on its weights' file too;
+    `per_layer` says in what the heads differ from `objective`; `superclasses` has, for the first layers, the
+    super-class of every class, which is what they learn. A backbone's bits depend on its weights' file too;
     without `pretrained` it is left random, for a checkpoint that will fill it.
     """
 

@@ -60,9 +60,7 @@ def an_optimizer(layer: LocalLayer, name: str) -> torch.optim.Optimizer:
     return make_optimizer(layer, name, lr=0.05)
 
 
-def a_stage(
-    first: int, last: int, dtype: torch.dtype, optimizer: str, network: str = "plain", **links: Any
-) -> Stage:
+def a_stage(first: int, last: int, dtype: torch.dtype, optimizer: str, network: str = "plain", **links: Any) -> Stage:
     options, head = NETWORKS[network]
     built = build_layers(options, (3, 8, 8), head, seed=0, only=range(first, last + 1))
     layers = [layer.to(dtype).to(memory_format=torch.channels_last) for layer in built]
