@@ -117,8 +117,10 @@ class Head(nn.Module):
         """What the loss of these samples, (), has beside that of each; None where nothing."""
         if self.similarity is None:
             return None
-        group_C = self.group_C
-        return self.similarity(feature_BD, target_B if group_C is None else group_C[target_B], count)
+        if self.group_C is not None:
+            target_B = self.group_C[target_B]
+        over_batch: Tensor = self.similarity(feature_BD, target_B, count)
+        return over_batch
 
     def joined(self, logit_BC: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and targets of what the layer learns: of the super-classes, or the classes as they are.

@@ -208,7 +208,8 @@ def _layers(job: Job) -> Found:
         yield "model", f"must fit images of {job.data.channels}x{size}x{size}, got: {error}"
         return
     grid, largest = getattr(job.model, "head_grid", 1), max(max(shape.output[1:], default=1) for shape in shapes)
-    if grid > largest:
+    # The default means at most so many cells, whatever the maps.
+    if grid > largest and grid != type(job.model).model_fields["head_grid"].default:
         yield "model.head_grid", f"must be at most {largest}, the side of the largest map behind a layer, got {grid}"
 
 

@@ -51,10 +51,12 @@ def random_job(rng: random.Random, folder: Path) -> Job:
     else:
         model |= {
             "arch": "vgg",
-            **some({"pool_after": [0], "head_grid": rng.randint(1, 8), "first_kernel": 5}),
+            **some({"pool_after": [0], "head_grid": rng.randint(1, 2), "first_kernel": 5}),
         }
     name = rng.choice(["hff", "ce", "bp"])
     objective: dict[str, Any] = {"name": name, **some({"label_smoothing": rng.random() * 0.9})}
+    if name != "bp":
+        objective |= some({"similarity": rng.random(), "aux_convs": rng.randint(0, 2) * (model["arch"] == "vgg")})
     if name == "hff":
         objective |= some({"margin": rng.random(), "learn_scale": False, "scale": rng.uniform(16, 64)})
     replicas = rng.randint(1, 3)
