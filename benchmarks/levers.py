@@ -232,6 +232,7 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
     found = rows(changes, data, runs, given)
     localities = {label: locality(job("x", change, data, runs, given)) for label, change in changes.items()}
     notes += [
+        "no learning rate was tuned, that of the BP control neither",
         f"widths {WIDTHS['widths']}, pooled after {WIDTHS['pool_after']}; with and without shortcuts "
         f"{DEEP['widths']}, pooled after {DEEP['pool_after']}",
         f"coarse: the first layers learn {given.coarse} super-classes, and do not tell their members apart",

@@ -18,7 +18,7 @@ from benchmarks.run import section
 FOLDER = RESULTS / "runs"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
 # Benchmarks whose result is an accuracy; benchmarks/run.py has those that are ratios of speed.
-ACCURACIES = ("transfer",)
+ACCURACIES = ("transfer", "levers_tiny-imagenet20", "adaptive_digits")
 # Published rows, to stand beside ours; theirs are on the lossless images.
 THEIRS = (
     ("HFF 2026 (CNN)", "S0", "CIFAR-10", "83.08", "arXiv 2605.00082"),
