@@ -42,7 +42,7 @@ LAYER_PATHS = (
 
 ROWS: dict[str, tuple[tuple[tuple[str, str], ...], tuple[str, ...], str]] = {
     "path that does not exist": ((("train.lr:", "train.lrate:"),), (), "PATH:13: space.train.lrate: must be a value of the base job, got 'train.lrate'; did you mean 'train.lr'?"),
-    "path of another objective": ((("{name: hff}", "{name: ce}"),), (), "PATH:14: space.objective.margin: must be a value of the base job, got 'objective.margin'; did you mean 'objective.name'?"),
+    "path of another objective": ((("{name: hff}", "{name: ce}"),), (), "PATH:14: space.objective.margin: must be a value of the base job, got 'objective.margin'; did you mean 'objective.similarity'?"),
     "path that decides nothing": ((("train.lr:", "cluster.workers:"),), (), "PATH:13: space.cluster.workers: must be a value that decides the result of a run (not kind, name, runs, cluster, tracking, checkpoint, controls), got 'cluster.workers'"),
     "metric that no run reports": ((), ("metric=val_acc",), "--set: metric: must be one that a run reports (val_top1, val_top5, train_loss), got 'val_acc'"),
     "metric with a slip": ((("space:", "metric: val_top\nspace:"),), (), "PATH:12: metric: must be one that a run reports (val_top1, val_top5, train_loss), got 'val_top'; did you mean 'val_top5'?"),
