@@ -23,22 +23,23 @@ from tests.stores import wait_until
 
 
 class GoesAway(LocalContext):
-    """A worker whose node is taken away after some looks; `notices` says after how many, for each attempt."""
+    """A worker whose node is taken away once the run in `folder` came so far; `notices`: a step for each attempt."""
 
-    notices: ClassVar[list[int]] = []
+    folder: ClassVar[RunFolder]
+    notices: ClassVar[list[int]]
 
     def __init__(self, **place: Any) -> None:
         super().__init__(**place)
-        self.looks = self.notices.pop(0) if self.notices else -1
+        self.at = self.notices.pop(0) if self.notices else None
 
     def preemption(self) -> str | None:
-        self.looks -= 1
-        return f"the node of worker {self.rank} goes away in 30 s" if self.looks == 0 else None
+        step = (read_json(self.folder.progress) or {"step": 0})["step"]
+        return f"the node of worker {self.rank} goes away in 30 s" if self.at is not None and step >= self.at else None
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "PERIOD_S", 0.02)
+    monkeypatch.setattr(heartbeat, "PERIOD_S", 0.1)
     monkeypatch.setattr(driver, "LocalContext", GoesAway)
 
 
@@ -46,29 +47,31 @@ def flags(*settings: str) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
-# Two epochs of 673 steps; no failure is allowed.
-LONG = ("train.global_batch_size=2", "train.lr=1e-3", "cluster.max_failures=0")
+# Two epochs of 135 steps; no failure is allowed.
+LONG = ("train.global_batch_size=10", "train.lr=1e-3", "cluster.max_failures=0")
 
 
 def test_a_run_whose_node_goes_away_saves_and_goes_on_with_the_same_bits(
     tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
 ) -> None:
-    GoesAway.notices = [30, 30]
+    run = tmp_path / "runs" / "moved"
+    GoesAway.folder, GoesAway.notices = RunFolder(run), [20, 150]
     result = in_process("run", tiny_job("moved"), *flags(*LONG))
     assert result.returncode == EXIT_DONE, result.stdout + result.stderr
     said = "the node of worker 0 goes away in 30 s: starting again elsewhere from the newest checkpoint (preemption "
     assert f"{said}1 of 100)" in result.stdout
     assert f"{said}2 of 100)" in result.stdout
-    run = tmp_path / "runs" / "moved"
     first, second, third = summary_of(run)["attempt_steps"]
     assert 0 == first[0] < first[1] == second[0] < second[1] == third[0] < third[1], "nothing was done again"
-    assert 673 not in (first[1], second[1]), "in mid-epoch"
+    assert 135 not in (first[1], second[1]), "in mid-epoch"
     assert in_process("run", tiny_job("whole"), *flags(*LONG)).returncode == EXIT_DONE
     assert_same_bits(run, tmp_path / "runs" / "whole")
 
 
-def test_one_notice_too_many_leaves_a_run_that_can_go_on(tiny_job: Callable[..., Path], in_process: Command) -> None:
-    GoesAway.notices = [10, 10]
+def test_one_notice_too_many_leaves_a_run_that_can_go_on(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    GoesAway.folder, GoesAway.notices = RunFolder(tmp_path / "runs" / "spent"), [10, 30]
     result = in_process("run", tiny_job("spent"), *flags(*LONG, "cluster.max_preemptions=1"))
     assert result.returncode == EXIT_INTERRUPTED, result.stdout + result.stderr
     assert "(preemption 1 of 1)" in result.stdout
@@ -76,8 +79,8 @@ def test_one_notice_too_many_leaves_a_run_that_can_go_on(tiny_job: Callable[...,
 
 
 def test_any_worker_passes_a_notice_on_and_says_whose_node_it_is(tmp_path: Path) -> None:
-    GoesAway.notices = [3]
     folder = RunFolder(tmp_path)
+    GoesAway.folder, GoesAway.notices = folder, [0]
     with Heartbeat(folder, 4, GoesAway(rank=1, world_size=2)):
         wait_until(folder.stop_file(4).exists)
     assert read_json(folder.notice_file(4)) == {"rank": 1, "what": "the node of worker 1 goes away in 30 s"}
@@ -86,7 +89,7 @@ def test_any_worker_passes_a_notice_on_and_says_whose_node_it_is(tmp_path: Path)
 def test_a_run_that_was_told_to_stop_is_not_started_again(tmp_path: Path) -> None:
     """Whichever came first, the notice or the wish of a user."""
     folder = RunFolder(tmp_path)
-    GoesAway.notices = [1]
+    GoesAway.folder, GoesAway.notices = folder, [0]
     folder.stop_file(1).touch()
     with Heartbeat(folder, 1, GoesAway(rank=1, world_size=2)):
         time.sleep(0.2)
