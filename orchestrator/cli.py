@@ -140,6 +140,12 @@ def make_parser() -> argparse.ArgumentParser:
     action = actions.add_parser("rm", help="delete run folders; MLflow keeps what it has")
     action.add_argument("runs", metavar="RUN", nargs="+")
     action.add_argument("--yes", action="store_true", help="do not ask")
+    action = actions.add_parser("prune", help="delete old checkpoints; the newest whole ones stay")
+    action.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    action.add_argument("--keep", metavar="N", default="1", help="whole checkpoints to keep of each run (default 1)")
+    action.add_argument("--dry-run", action="store_true", help="say what would be deleted, delete nothing")
+    action.add_argument("--json", action="store_true", help="a JSON list instead of a table")
+    action.add_argument("--yes", action="store_true", help="do not ask")
 
     completion = commands.add_parser("completion", help="a script that completes commands in a shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
@@ -163,6 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from orchestrator.run.start import process_began
+
+    began = process_began()
     from orchestrator.launch.command import run_command
 
     return run_command(
@@ -171,6 +180,7 @@ def _run(arguments: argparse.Namespace) -> int:
         seeds=_numbers(arguments.seeds, "--seeds", least=0) if arguments.seeds else None,
         summary_path=arguments.summary,
         resume=arguments.resume,
+        began=began,
     )
 
 
@@ -182,6 +192,12 @@ def _numbers(text: str, flag: str, *, least: int) -> list[int]:
     if not numbers or min(numbers) < least or len(set(numbers)) != len(numbers):
         raise JobError(f"{flag}: must be different whole numbers >= {least}, separated by commas, got {text!r}")
     return numbers
+
+
+def _count(text: str, flag: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise JobError(f"{flag}: must be a whole number >= 1, got {text!r}")
+    return int(text)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -274,10 +290,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     from orchestrator.show.predictions import predict_command
 
-    if not arguments.top.isdecimal() or int(arguments.top) < 1:
-        raise JobError(f"--top: must be a whole number >= 1, got {arguments.top!r}")
+    top = _count(arguments.top, "--top")
     _silence()
-    return predict_command(_run_here(arguments.run), arguments.images, int(arguments.top), arguments.json)
+    return predict_command(_run_here(arguments.run), arguments.images, top, arguments.json)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -326,6 +341,16 @@ def _run_here(run: str, *, weights: bool = True) -> Path:
 
 
 def _runs(arguments: argparse.Namespace) -> int:
+    if arguments.action == "prune":
+        from orchestrator.show.prune import prune
+
+        return prune(
+            arguments.runs,
+            keep=_count(arguments.keep, "--keep"),
+            dry_run=arguments.dry_run,
+            confirmed=arguments.yes,
+            as_json=arguments.json,
+        )
     if arguments.action == "compare":
         from orchestrator.show.compare import compare
 

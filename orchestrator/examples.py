@@ -144,6 +144,12 @@ example:
 example:
   orchestrator runs compare runs/mine runs/other
 """,
+    "runs prune": """\
+examples:
+  orchestrator runs prune runs/mine             shows what goes and what stays, and asks
+  orchestrator runs prune runs/mine runs/other --keep 2 --dry-run
+  orchestrator runs prune runs/mine --yes --json
+""",
     "runs rm": """\
 examples:
   orchestrator runs rm runs/mine                asks first

@@ -1,11 +1,12 @@
 """A cluster of four Ray nodes on this machine, from a client's point of view. `make rehearsal`
 
-python -m tests.rehearsal [--folder FOLDER] [--database postgresql://...]
+python -m tests.rehearsal [--folder FOLDER] [--database postgresql+psycopg2://... | --sqlite]
 
 A Ray head without CPUs and three nodes of one CPU each (raylets of their own), shards on an S3 server, a real MLflow
-server, all on loopback. `orchestrator submit` sends a job of two workers; the node of one of them is killed; the run
-goes on with the nodes that are left; `ray job stop` ends it with exit code 75; the same submission again finishes it.
-Then the same job runs in one process on a local folder, and both must agree: weights, order, samples of every epoch.
+server on PostgreSQL, all on loopback. `orchestrator submit` sends a job of two workers and follows it; the node of one
+of them is killed; the run goes on with the nodes that are left; `ray job stop` ends it with exit code 75; the same
+submission again finishes it. Then the same job runs in one process on a local folder, and both must agree: weights,
+order, samples of every epoch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import Any
 from orchestrator.data.pack import pack
 from tests.conftest import ROOT, environment
 from tests.faults.soak import Failed, Server, free_port
+from tests.postgres import Postgres
 from tests.processes import Descendants, _table
 from tests.runs import summary_of
 from tests.stores import BUCKET, Bucket
@@ -36,11 +39,26 @@ BIN = Path(sys.executable).parent
 NODES = 3
 TRIES = 8
 SAME = ("weights_sha256", "order_sha256", "sample_keys_sha256", "steps", "val_top1")
-COMMON = ("train.epochs=100", "checkpoint.every_epochs=2", "cluster.timeout_s=20", "data.cache.max_bytes=100000000")
+COMMON = (
+    "train.epochs=80", "train.eval_every_epochs=4", "checkpoint.every_epochs=2", "cluster.timeout_s=20",
+    "data.cache.max_bytes=100000000",
+)  # fmt: skip
+# Steps of an attempt before it is disturbed: of 2160 in all.
+SOME_STEPS = 150
 
 
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+class Clock:
+    """Says what has been done, and how long each part took."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.parts: dict[str, float] = {}
+
+    def done(self, part: str, more: str = "") -> None:
+        now = time.monotonic()
+        self.parts[part] = round(now - self.last, 1)
+        print(f"{now - self.began:5.0f} s  {part} ({now - self.last:.0f} s){more}", flush=True)
+        self.last = now
 
 
 def until(what: str, ready: Callable[[], Any], timeout_s: float = 180) -> Any:
@@ -65,7 +83,7 @@ class Nodes:
         head = ["--head", "--num-cpus=0", f"--port={self.port}", f"--dashboard-port={dashboard}"]
         head += ["--dashboard-host=127.0.0.1", "--include-dashboard=true", f"--temp-dir={folder / 'ray'}"]
         self._start([*head, f"--ray-client-server-port={free_port()}"])
-        until("the head takes jobs", lambda: self.submitted("--", "true").returncode == 0, 300)
+        until("the head takes jobs", self._takes_jobs, 300)
         for _ in range(NODES):
             self._start([f"--address=127.0.0.1:{self.port}", "--num-cpus=1"])
 
@@ -97,9 +115,12 @@ class Nodes:
             os.killpg(node.pid, signal.SIGKILL)
         return None
 
-    def submitted(self, *words: str) -> subprocess.CompletedProcess[bytes]:
-        command = [str(BIN / "ray"), "job", "submit", "--address", self.url, *words]
-        return subprocess.run(command, env=self.environment, capture_output=True, timeout=120, check=False)
+    def _takes_jobs(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/jobs/", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
     def with_a_worker(self) -> subprocess.Popen[bytes] | None:
         """A node, not the head, that has a worker of the run."""
@@ -173,57 +194,77 @@ def repository(folder: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", folder)
 
 
-def disturbed(nodes: Nodes, overrides: list[str], run: Path) -> None:
+def disturbed(nodes: Nodes, overrides: list[str], run: Path, clock: Clock) -> None:
     """Submit, kill a node, stop, submit again until it is finished. Raises Failed."""
     client = Client(nodes, overrides, nodes.folder / "first.log")
-    until("the run makes steps", lambda: client.says("") and step_of(run)[1] > 200)
+    until("the run makes steps", lambda: client.says("") and step_of(run)[1] > 0, 300)
+    clock.done("submitted, first steps made")
+    until("an epoch is followed", lambda: client.says("epoch   1/") and step_of(run)[1] > SOME_STEPS)
     node = until("a node with a worker", nodes.with_a_worker, 20)
-    say(f"attempt {step_of(run)[0]} at step {step_of(run)[1]}: a node with a worker is killed")
+    clock.done("trained", f": attempt {step_of(run)[0]} at step {step_of(run)[1]}; a node with a worker is killed")
     nodes.kill(node)
     until("the run goes on", lambda: client.says("") and step_of(run)[0] == 2 and step_of(run)[1] > 0, 300)
     at = step_of(run)[1]
-    until("it makes steps again", lambda: step_of(run)[1] > at + 200)
-    say(f"attempt 2 at step {step_of(run)[1]} on the nodes that are left: ray job stop")
+    clock.done("the run went on by itself on the nodes that are left", f": step {at}")
+    until("it makes steps again", lambda: step_of(run)[1] > at + SOME_STEPS)
+    clock.done("trained again", f": attempt 2 at step {step_of(run)[1]}; ray job stop")
     client.stop()
     client.ends_with(75)
-    say("exit code 75; the same submission again")
-    Client(nodes, overrides, nodes.folder / "second.log").ends_with(0)
+    clock.done("saved and ended with exit code 75")
+    client = Client(nodes, overrides, nodes.folder / "second.log")
+    until("the run goes on", lambda: client.says("") and step_of(run)[0] == 3, 300)
+    clock.done("the same submission again, first steps made")
+    client.ends_with(0)
+    clock.done("finished")
 
 
-def rehearse(folder: Path, database: str | None) -> dict[str, Any]:
+def rehearse(folder: Path, database: str | None, *, sqlite: bool) -> dict[str, Any]:
     """Everything; returns the report. Raises Failed."""
-    began = time.monotonic()
+    clock = Clock()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # each request to the bucket
     repository(folder / "repository")
     pack("digits", folder / "digits", shard_bytes=100_000)
     with ExitStack() as cleanup:
         watched = cleanup.enter_context(Descendants(os.getpid()))
+        postgres = None if sqlite or database else Postgres()
+        if postgres is not None:
+            cleanup.callback(postgres.stop)
+            database = postgres.uri
+            clock.done(f"PostgreSQL {postgres.value('show server_version')} answers")
         bucket = Bucket()
         cleanup.callback(bucket.close)
         bucket.upload(folder / "digits", "digits")
+        clock.done("shards are in the bucket")
         server = Server(folder, database)
         cleanup.callback(server.kill)
         server.start()
-        say("shards are in the bucket, MLflow's server answers")
+        clock.done("MLflow's server answers")
         store = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
         nodes = Nodes(folder, {**store, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{bucket.port}"})
         cleanup.callback(nodes.stop)
-        say(f"a Ray head and {NODES} nodes")
+        clock.done(f"a Ray head and {NODES} nodes")
         data = f"data={{train: 's3://{BUCKET}/digits', val: {{from_train: 0.25}}, image_size: 8, channels: 1}}"
         overrides = [data, f"runs={folder / 'runs'}", "name=rehearsal", f"tracking.uri={server.uri}", *COMMON]
-        disturbed(nodes, overrides, folder / "runs" / "rehearsal")
-        say("finished; the same in one process, from the folder")
+        disturbed(nodes, overrides, folder / "runs" / "rehearsal", clock)
         nodes.stop()
+        clock.done("the cluster is stopped")
         alone(folder)
+        clock.done("the same in one process, from the folder")
         status = _status(server.uri, summary_of(folder / "runs" / "rehearsal")["run_id"])
+        rows = None if postgres is None else postgres.value("select count(*) from metrics")
         server.kill()
+        if postgres is not None:
+            postgres.stop()
         left = watched.left(within_s=60)
+        clock.done("looked for what is left")
     far, near = summary_of(folder / "runs" / "rehearsal"), summary_of(folder / "runs" / "alone")
     return {
-        "minutes": round((time.monotonic() - began) / 60, 1),
+        "minutes": round((time.monotonic() - clock.began) / 60, 1),
+        "seconds": clock.parts,
         "attempt_steps": far["attempt_steps"],
         "differences": [key for key in SAME if far[key] != near[key]],
         "MLflow's status": status,
+        "metrics in PostgreSQL": rows,
         "processes left": left,
     }
 
@@ -249,19 +290,22 @@ def _status(uri: str, run_id: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="default: a new temporary one, with a short path; it is kept")
-    parser.add_argument("--database", help="MLflow's, as postgresql://USER:PASSWORD@HOST/NAME; default: sqlite")
+    parser.add_argument(
+        "--database", help="MLflow's, postgresql+psycopg2://USER:PASSWORD@HOST/NAME; default: one of its own"
+    )
+    parser.add_argument("--sqlite", action="store_true", help="MLflow's database without PostgreSQL")
     arguments = parser.parse_args()
     # Ray's sockets lie below its folder, and a socket's path is limited to 107 bytes.
     folder = (arguments.folder or Path(tempfile.mkdtemp(prefix="rehearsal-", dir="/tmp"))).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        report = rehearse(folder, arguments.database)
+        report = rehearse(folder, arguments.database, sqlite=arguments.sqlite)
     except Failed as error:
         print(f"FAILED: {error}\nEverything is in {folder}")
         return 1
     print(json.dumps(report, indent=1))
     good = not report["differences"] and not report["processes left"] and report["MLflow's status"] == "FINISHED"
-    good = good and len(report["attempt_steps"]) == 3
+    good = good and len(report["attempt_steps"]) == 3 and report["metrics in PostgreSQL"] != 0
     print(f"{'The rehearsal went well.' if good else 'FAILED.'} Everything is in {folder}")
     return 0 if good else 1
 

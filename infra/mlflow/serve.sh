@@ -1,6 +1,6 @@
 #!/bin/bash
 # MLflow's server on a database: private on loopback, with passwords wherever another machine can reach it.
-#   MLFLOW_BACKEND_STORE_URI      postgresql://... of runs and metrics
+#   MLFLOW_BACKEND_STORE_URI      postgresql+psycopg2://... of runs and metrics
 #   MLFLOW_ARTIFACTS_DESTINATION  s3://bucket or a folder
 #   MLFLOW_HOST, MLFLOW_PORT      127.0.0.1 and 5000
 # Beyond loopback also: MLFLOW_AUTH_ADMIN_PASSWORD, MLFLOW_FLASK_SERVER_SECRET_KEY, MLFLOW_SERVER_ALLOWED_HOSTS.

@@ -91,14 +91,21 @@ def thumbnails(index: Index, count: int) -> list[tuple[str, bytes]]:
     reader, shown = ShardReader(index), []
     for i in _spread(index, count):
         label = index.classes[index.labels[i]]
-        try:
-            pixels = decode(reader.read(i)[2], image_size=_THUMB, channels=3, crop_share=1.0)
-        except BadImage:
-            continue
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="JPEG", quality=80)
-        shown.append((index.class_names.get(label, label), buffer.getvalue()))
+        image = thumbnail(reader, i)
+        if image is not None:
+            shown.append((index.class_names.get(label, label), image))
     return shown
+
+
+def thumbnail(reader: ShardReader, sample: int) -> bytes | None:
+    """One sample as a JPEG of 96 pixels; None where it cannot be decoded."""
+    try:
+        pixels = decode(reader.read(sample)[2], image_size=_THUMB, channels=3, crop_share=1.0)
+    except BadImage:
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=80)
+    return buffer.getvalue()
 
 
 def _spread(index: Index, count: int) -> list[int]:

@@ -10,18 +10,13 @@ from typing import TextIO
 from orchestrator.launch.signals import StopSignal
 from orchestrator.run import tracking
 from orchestrator.run.folder import RunFolder
-from orchestrator.show.terminal import Follower
+from orchestrator.show.follow import Follower
 
 
 @contextmanager
-def followed(
-    folder: RunFolder, attempt: int, uri: str, run_id: str, out: TextIO | None, began: float
-) -> Iterator[None]:
-    """Show progress and send metrics to MLflow, from the files that the attempt's rank 0 writes.
-
-    `began` is when the command did, on the monotonic clock.
-    """
-    follower = Follower(folder.path, attempt, out, began=began)
+def followed(folder: RunFolder, attempt: int, uri: str, run_id: str, out: TextIO | None) -> Iterator[None]:
+    """Show progress and send metrics to MLflow, from the files that the attempt's rank 0 writes."""
+    follower = Follower(folder.path, attempt, out)
     sink = tracking.EventSink(uri, run_id, folder.path)
     follower.start()
     sink.start()

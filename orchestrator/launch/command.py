@@ -24,8 +24,9 @@ def run_command(
     seeds: Sequence[int] | None,
     summary_path: Path | None,
     resume: str,
+    began: float | None = None,
 ) -> int:
-    """Run the job; returns the exit code. Errors are raised."""
+    """Run the job; returns the exit code. Errors are raised. `began` is when the command did, by time.monotonic()."""
     job = load_any(job_path, overrides, tell=print)
     # Libraries warn about their own affairs; the user of a job sees our words only.
     warnings.simplefilter("ignore")
@@ -38,7 +39,7 @@ def run_command(
             _run_under_torchrun(job, seeds, resume=resume, summary_path=summary_path, origin=_origin(job_path))
         return EXIT_DONE
     if seeds is None:
-        run_loaded(job, job_path, overrides, resume=resume, summary_path=summary_path)
+        run_loaded(job, job_path, overrides, resume=resume, summary_path=summary_path, began=began)
         return EXIT_DONE
     summaries = []
     for seed in seeds:
@@ -58,6 +59,7 @@ def run_loaded(
     *,
     resume: str,
     summary_path: Path | None = None,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Run a job that was loaded from `job_path` with `overrides` to its end, its controls too; returns its summary."""
     origin = _origin(job_path)
@@ -66,7 +68,7 @@ def run_loaded(
             from orchestrator.launch.search import run_search
 
             return run_search(job, resume=resume, summary_path=summary_path, origin=origin)
-        return _run_with_controls(job, resume=resume, summary_path=summary_path, origin=origin)
+        return _run_with_controls(job, resume=resume, summary_path=summary_path, origin=origin, began=began)
 
 
 def run_file(job_path: str, changes: Mapping[str, Any], *, resume: str) -> dict[str, Any]:
@@ -109,13 +111,15 @@ def _run_under_torchrun(
     run_under_torchrun(job, resume=resume, summary_path=summary_path, origin=origin)
 
 
-def _run_with_controls(job: Job, *, resume: str, summary_path: Path | None, origin: Path) -> dict[str, Any]:
+def _run_with_controls(
+    job: Job, *, resume: str, summary_path: Path | None, origin: Path, began: float | None
+) -> dict[str, Any]:
     """The run of a job, then those of its controls; returns the summary of the first with all results."""
     from orchestrator.launch.controls import run_controls, wanted_controls
     from orchestrator.launch.driver import run_job
 
     wanted_controls(job)  # refuses what cannot be made before anything starts
-    summary = run_job(job, resume=resume, summary_path=summary_path, origin=origin)
+    summary = run_job(job, resume=resume, summary_path=summary_path, origin=origin, began=began)
     again = "auto" if resume == "must" else resume
     summary = run_controls(job, summary, lambda one: run_job(one, resume=again, origin=origin), print)
     if summary_path is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 from orchestrator.job.schema import Job
 from orchestrator.run import tracking
 from orchestrator.run.folder import RunFolder
+from orchestrator.run.start import StartClock
 from orchestrator.run.stored_run import StoredRun
 from orchestrator.run.worker import Assignment
 
@@ -43,7 +43,7 @@ class Drive:
     launch: Launch | None
     part: Part
     stored: StoredRun | None
-    began: float = field(default_factory=time.monotonic)
+    clock: StartClock
 
     @property
     def uri(self) -> str:

@@ -31,12 +31,13 @@ from orchestrator.launch.preemption import Preemptions
 from orchestrator.launch.ray_train import RaySession, run_ray
 from orchestrator.launch.restart import Failure, next_action
 from orchestrator.pipeline.plan import Plan
-from orchestrator.run import checkpoint, prepare, tracking
+from orchestrator.run import checkpoint, description, prepare, tracking
 from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.own_head import kept_objective, try_head
 from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_of
+from orchestrator.run.start import StartClock
 from orchestrator.run.stored_run import StoredRun, fetch_run
 from orchestrator.run.superclasses import join_classes
 from orchestrator.run.worker import Assignment, first_failure
@@ -56,12 +57,14 @@ def run_job(
     origin: Path | None = None,
     launch: Launch | None = None,
     part: Part | None = None,
+    began: float | None = None,
 ) -> dict[str, Any]:
     """Run a training job to its end and return its summary.
 
     `resume` is auto, never or must. `origin` is the folder whose git commit is recorded. Raises the errors of
     orchestrator.errors; Interrupted when the run was stopped and can go on. `launch` replaces the launcher that
-    the job names, for a group of workers that is there already; it is called once at most.
+    the job names, for a group of workers that is there already; it is called once at most. `began` is when the command
+    did, by time.monotonic(); default: now.
     """
     job = resolved(job)
     stored = StoredRun(job.runs, job.name, say) if paths.is_store(job.runs) else None
@@ -76,6 +79,7 @@ def run_job(
         launch=launch,
         part=part or Part(),
         stored=stored,
+        clock=StartClock(began),
     )
     _refuse_missing_gpu(job)
     with Lease(drive.folder), stored or nullcontext():
@@ -136,23 +140,28 @@ def _drive(drive: Drive) -> dict[str, Any]:
     # MLflow takes seconds to open, and so does Ray.
     opening = threading.Thread(target=tracking.open_store, args=[drive.uri], name="tracking", daemon=True)
     opening.start()
+    drive.clock.mark("job")
     if isinstance(session, RaySession):
         drive.say(session.waiting)
     with session as ray:
         if isinstance(ray, RaySession):
             ray.check_resources()
-            since, workers = duration(time.monotonic() - drive.began), counted(job.cluster.workers, "worker")
+            drive.clock.mark("Ray")
+            since, workers = duration(drive.clock.total()), counted(job.cluster.workers, "worker")
             drive.say(f"Ray is there {since} after the start; waiting for {workers} ...")
         elastic = elastic_of(job.cluster, ray, lambda workers: _plan(drive, shapes, datasets, workers))
         features = features_of(
             job, datasets, source, say=drive.say, event=folder.append_event, may_make=drive.launch is None
         )
+        if features is not None:
+            drive.clock.mark("features")
         opening.join()
         while True:
             if elastic is not None:
                 plan = _announced(drive, plan, elastic.plan(drive.say), names)
             attempt = _next_attempt(drive, "auto")
-            attempt = replace(attempt, run_id=_track(drive, attempt, plan))
+            attempt = replace(attempt, run_id=_track(drive, attempt, plan, datasets, names))
+            drive.clock.mark("MLflow")
             assignment = _assignment(drive, attempt, plan, datasets, shapes, features)
             try:
                 with nullcontext() if elastic is None else elastic.watching(plan, folder, attempt.number):
@@ -165,14 +174,17 @@ def _drive(drive: Drive) -> dict[str, Any]:
                     tracking.finish_run(drive.uri, assignment.run_id, "KILLED", [])
                     raise
                 drive.say(again)
+                drive.clock = StartClock()
                 continue
             if failure is None:
                 return conclude(drive, assignment)
             again = None if failure.final else preemptions.again(attempt.number)
             if again is not None:
                 drive.say(f"warning: {failure.headline}; {again}")
+                drive.clock = StartClock()
                 continue
             failures.append(failure)
+            drive.clock = StartClock()
             action = next_action(failures, job.cluster.max_failures if drive.launch is None else 0)
             if action.stop:
                 tracking.finish_run(drive.uri, assignment.run_id, "FAILED", [])
@@ -255,11 +267,13 @@ def _assignment(
         features=features,
         token=uuid.uuid4().hex,
         store=None if drive.stored is None else drive.stored.address(),
+        before_launch=drive.clock.seconds,
+        launched=time.time(),
         phases=drive.part.phases,
     )
 
 
-def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan) -> str:
+def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan, datasets: Datasets, names: list[str]) -> str:
     """Create the MLflow run, or go on in it. What may differ between attempts is a tag, not a parameter."""
     job = drive.job
     flat = flatten(drive.values)
@@ -281,6 +295,8 @@ def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan) -> str:
         tags=tags,
         artifacts=Path(job.runs) / "mlartifacts",
         run_id=attempt.run_id,
+        note=description.note(drive.values, {**plan.to_json(), "layer_names": names}, datasets, drive.place),
+        datasets=description.dataset_inputs(drive.values, datasets),
     )
 
 
@@ -296,7 +312,7 @@ def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> 
     prepare.record_attempt(folder, attempt, first_step, assignment.run_id)
     uri, run_id = drive.uri, assignment.run_id or ""
     with (
-        followed(folder, attempt.number, uri, run_id, drive.part.out, drive.began),
+        followed(folder, attempt.number, uri, run_id, drive.part.out),
         stoppable(folder, attempt.number, drive.job.train.max_hours, drive.say),
     ):
         try:

@@ -36,7 +36,8 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.received is not None:
-            os.write(2, f"\n{name} again: leaving at once; the last saved checkpoint counts\n".encode())
+            shown = "\x1b[?25h" if os.isatty(2) else ""  # the cursor, which moving bars hide
+            os.write(2, f"{shown}\n{name} again: leaving at once; the last saved checkpoint counts\n".encode())
             os._exit(128 + number)
         self.received = name
         self._on_stop(name)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from orchestrator.job.schema import Job
 from orchestrator.launch.package import Package, choose_files, copy_to
 from orchestrator.launch.slurm import run_words
 from orchestrator.launch.stop import stop_wait_s
+from orchestrator.show.display import WATCHED, Tail, display_for
 
 _END_S = 30.0
 
@@ -34,11 +36,14 @@ class Submission:
     env_vars: dict[str, str]
 
 
-def plan_submission(job_path: str, overrides: Sequence[str], resume: str = "auto") -> Submission:
+def plan_submission(
+    job_path: str, overrides: Sequence[str], resume: str = "auto", *, watched: bool = False
+) -> Submission:
     """Validate the job here and say what would be submitted; nothing is sent.
 
     The working directory is what relative paths of the job are relative to. Data sets and weights that lie here do
-    not travel: the cluster is given their absolute places. Raises JobError.
+    not travel: the cluster is given their absolute places. `watched`: the driver sends what moving bars here need.
+    Raises JobError.
     """
     job = load_any(job_path, overrides)
     root = base_folder(job_path)
@@ -51,7 +56,7 @@ def plan_submission(job_path: str, overrides: Sequence[str], resume: str = "auto
         name=job.name,
         entrypoint=shlex.join(words),
         package=package,
-        env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s(job))},
+        env_vars={"RAY_JOB_STOP_WAIT_TIME_S": str(stop_wait_s(job)), **({WATCHED: "1"} if watched else {})},
     )
 
 
@@ -77,7 +82,7 @@ def _refuse_left_objective(job: Job, package: Package) -> None:
 
 def submit_command(job_path: str, overrides: Sequence[str], *, address: str | None, resume: str, dry_run: bool) -> int:
     """Submit, follow the log to its end and return the driver's exit code."""
-    planned = plan_submission(job_path, overrides, resume)
+    planned = plan_submission(job_path, overrides, resume, watched=sys.stdout.isatty())
     print(submission_text(planned))
     if dry_run:
         print("Nothing was sent (--dry-run).")
@@ -140,11 +145,14 @@ def _submit(client: Any, planned: Submission) -> str:
 
 async def _follow(client: Any, submission: str) -> None:
     """The driver's log as it grows. A connection that is lost ends it; how the job ended is asked for afterwards."""
+    tail = Tail(display_for(sys.stdout))
     try:
         async for text in client.tail_job_logs(submission):
-            print(text, end="", flush=True)
+            tail.feed(text)
     except RuntimeError as error:
-        print(f"warning: the log can no longer be followed: {error}")
+        tail.feed(f"warning: the log can no longer be followed: {error}\n")
+    finally:
+        tail.close()
 
 
 def _conclude(client: Any, submission: str) -> int:

@@ -12,17 +12,22 @@ from torch import Tensor
 from hff.votes import fit_vote_weights
 from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.run.context import Control
+from orchestrator.run.mistakes import Mistake, MistakesOfPart, together
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies as fractions of `samples`; `confusion[t][p]` counts samples of class t called p."""
+    """Accuracies as fractions of `samples`; `confusion[t][p]` counts samples of class t called p.
+
+    `mistakes`: the surest wrong ones, as many as were asked for.
+    """
 
     samples: int
     top1: float
     top5: float
     layer_top1: dict[int, float]
     confusion: list[list[int]]
+    mistakes: list[Mistake]
 
 
 def evaluate(
@@ -33,12 +38,14 @@ def evaluate(
     num_classes: int,
     is_last: bool,
     control: Control,
+    mistakes: int = 0,
 ) -> Evaluation:
     """Run one pass; every worker calls this and every worker gets the same result.
 
     `batches` feeds the first stage and is None elsewhere; its last batch is marked `last`. `vote_weights`
-    has one weight per layer of the network.
+    has one weight per layer of the network. The `mistakes` surest mistakes are kept.
     """
+    surest = MistakesOfPart(mistakes)
     correct = torch.zeros(len(stage.layers), dtype=torch.int64, device=stage.device)
     counts = torch.zeros(3, dtype=torch.int64, device=stage.device)
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=stage.device)
@@ -47,12 +54,15 @@ def evaluate(
         vote = stage.evaluate(batch, vote_weights, correct)
         if is_last and len(batch.target):
             _count(vote, batch.target, counts, confusion, num_classes)
+        if is_last and mistakes:
+            surest.add(vote, batch.target)
         if batch.last:
             break
     mine = {
         "correct": {stage.first + i: int(c) for i, c in enumerate(correct)},
         "counts": counts.tolist(),
         "confusion": confusion.tolist() if is_last else None,
+        "mistakes": surest if is_last and mistakes else None,
     }
     return _combine(control.gather(mine), num_classes)
 
@@ -122,4 +132,5 @@ def _combine(parts: list[dict[str, Any]], num_classes: int) -> Evaluation:
         top5=top5 / total,
         layer_top1={i: right / total for i, right in sorted(per_layer.items())},
         confusion=rows,
+        mistakes=together([p["mistakes"] for p in parts if p["mistakes"] is not None]),
     )

@@ -33,6 +33,11 @@ def start(
     }
 
 
+def first_step(step: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """The first step of an attempt is made; `seconds` from the command on, by what they went into, in order."""
+    return {"event": "first_step", "step": step, "seconds": {name: round(s, 3) for name, s in seconds.items()}}
+
+
 def epoch(
     done: int,
     parts: Sequence[Part],
@@ -64,6 +69,7 @@ def epoch(
         **{key: [fractions(t)[key] for t in times] for key in fractions(times[0])},
         "remote": summed([part["remote"] for part in parts]),
         "loader": _loaded(parts),
+        "workers": [part["used"] for part in parts],
         "skipped": dict(sum((part["skipped"] for part in parts if part["skipped"]), Counter())),
         "wall_seconds": train_seconds,
         "learning_rate": schedule.learning_rate(done - 1, schedule.depth(done, layers) - 1),

@@ -82,6 +82,16 @@ class RunFolder:
         return self.path / "superclasses.json"
 
     @property
+    def mistakes(self) -> Path:
+        """The validation images that the final network is most sure of and wrong about."""
+        return self.path / "mistakes.json"
+
+    @property
+    def card(self) -> Path:
+        """What its network is and how good, in words."""
+        return self.path / "model-card.md"
+
+    @property
     def objective(self) -> Path:
         """The copy of the user's own objective, where the job has one."""
         return self.path / "objective.py"
@@ -95,6 +105,10 @@ class RunFolder:
     def trace(self) -> Path:
         """Some steps of all ranks of the last attempt, as a Chrome trace; there where the job wants one."""
         return self.path / "trace.json"
+
+    def stage_file(self, stage: int) -> Path:
+        """What a stage does with its time now: fractions, replaced every few seconds by its first replica."""
+        return self.path / "stages" / f"{stage}.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -1,18 +1,25 @@
-"""A thread beside the loop: progress.json twice a second, the wish to stop, both ways, and a look for stalls."""
+"""A thread beside the loop: where it is, for those who watch; the wish to stop, both ways; a look for stalls."""
 
 from __future__ import annotations
 
 import faulthandler
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.pipeline.advice import StageTime
+from orchestrator.pipeline.stage import StageTimes
 from orchestrator.run.context import Context
+from orchestrator.run.events import fractions
 from orchestrator.run.folder import RunFolder, write_json
 
 PERIOD_S = 0.4
+# Beats between two looks at the clocks of the stage.
+_EVERY = 4
 
 
 class Heartbeat:
@@ -20,11 +27,21 @@ class Heartbeat:
 
     So does one whose node is about to be taken away; the notice that it leaves beside tells the driver why.
     `state` is what the loop wants known; it is copied at every beat. A worker that trains and makes no step for
-    `stall_s` seconds writes the stacks of its threads into the run folder, once.
+    `stall_s` seconds writes the stacks of its threads into the run folder, once. With `stage`, its index and a look
+    at its clocks, it also writes what that stage does with its time.
     """
 
-    def __init__(self, folder: RunFolder, attempt: int, context: Context, *, stall_s: float = 240.0) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        attempt: int,
+        context: Context,
+        *,
+        stall_s: float = 240.0,
+        stage: tuple[int, Callable[[], StageTimes]] | None = None,
+    ) -> None:
         self._folder, self._attempt, self._context = folder, attempt, context
+        self._stage, self._clocks = stage, StageTimes()
         self._stall_s, self._since = stall_s, time.monotonic()
         self._last: tuple[object, object] = (None, None)
         self._ended = threading.Event()
@@ -52,9 +69,13 @@ class Heartbeat:
 
     def _beat(self) -> None:
         stop_file = self._folder.stop_file(self._attempt)
+        beats = 0
         while not self._ended.wait(PERIOD_S):
+            beats += 1
             self._look_for_stall()
             self._pass_on_a_notice(stop_file)
+            if self._stage is not None and beats % _EVERY == 0:
+                self._write_stage(*self._stage)
             if self._context.rank == 0:
                 self._write()
                 self._stop_seen = self._stop_seen or stop_file.exists()
@@ -69,6 +90,27 @@ class Heartbeat:
                 notice.parent.mkdir(parents=True, exist_ok=True)
                 write_json(notice, {"rank": self._context.rank, "what": what})
                 stop_file.touch()
+
+    def _write_stage(self, index: int, look: Callable[[], StageTimes]) -> None:
+        """The fractions since the last look that saw a step."""
+        now = replace(look())
+        # At the end of an epoch the clocks begin anew.
+        before = self._clocks if now.wall_s >= self._clocks.wall_s else StageTimes()
+        if now.wall_s <= before.wall_s:
+            return
+        self._clocks = now
+        spent = StageTime(
+            layers=(0, 0),
+            replicas=1,
+            wall_s=now.wall_s - before.wall_s,
+            wait_input_s=now.wait_input_s - before.wait_input_s,
+            wait_output_s=now.wait_output_s - before.wait_output_s,
+            all_reduce_s=now.wait_replicas_s - before.wait_replicas_s,
+        )
+        path = self._folder.stage_file(index)
+        with suppress(OSError):
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {"attempt": self._attempt, "step": self.state["step"], **fractions(spent)})
 
     def _look_for_stall(self) -> None:
         now, place = time.monotonic(), (self.state.get("phase"), self.state["step"])

@@ -27,17 +27,25 @@ class Logged:
 
 
 def log_model(
-    uri: str, run_id: str, weights: Path, description: Mapping[str, Any], registered_name: str | None = None
+    uri: str,
+    run_id: str,
+    weights: Path,
+    description: Mapping[str, Any],
+    registered_name: str | None = None,
+    card: str = "",
 ) -> Logged:
     """Log the network of the checkpoint folder `weights`, and register it under `registered_name`.
 
-    `description` says how to rebuild it (`network.description`). The class names are in the model's metadata.
+    `description` says how to rebuild it (`network.description`). The class names are in the model's metadata; the
+    registry shows `card`, Markdown, beside its version.
     Returns a warning instead of raising: a finished run must not fail for its tracking.
     """
     try:
-        with client_of(uri), tempfile.TemporaryDirectory() as scratch, _quiet():
+        with client_of(uri) as client, tempfile.TemporaryDirectory() as scratch, _quiet():
             folder = _network_folder(Path(scratch), weights, description)
             version = _log(uri, run_id, folder, description, registered_name)
+            if version is not None and card:
+                client.update_model_version(registered_name, version, description=card)
     except Exception as error:  # mlflow raises its own, requests' and sqlalchemy's errors alike
         return Logged(warning=f"MLflow: the network could not be logged: {str(error).splitlines()[0]}")
     return Logged(version=version)

@@ -18,7 +18,7 @@ from orchestrator.errors import CheckpointError, OrchestratorError
 from orchestrator.pipeline.advice import StageTime
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
-from orchestrator.run import checkpoint, events, network
+from orchestrator.run import checkpoint, events, mistakes, network
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Datasets, Part, Ready, TrainFeed, eval_batches, planned_keys, train_stream
 from orchestrator.run.evaluate import Evaluation, evaluate, fit_votes
@@ -28,8 +28,10 @@ from orchestrator.run.ledger import Ledger
 from orchestrator.run.pairs import Pairs
 from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule
+from orchestrator.run.start import StartClock
 from orchestrator.run.summary import make_summary
 from orchestrator.run.tracing import Tracer
+from orchestrator.run.usage import Usage
 
 if TYPE_CHECKING:
     from orchestrator.run.worker import Assignment
@@ -54,6 +56,7 @@ class Loop:
     normalise: Ready
     heartbeat: Heartbeat
     saver: Saver
+    start: StartClock
     ledger: Ledger = field(default_factory=Ledger)
     samples_seen: int = 0
     train_seconds: float = 0.0
@@ -62,6 +65,10 @@ class Loop:
     window: float = 0.0
     stage_times: list[StageTime] = field(default_factory=list)
     vote_weights: list[float] | None = None
+    usage: Usage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.usage = Usage(self.stage.device)
 
     def run(self) -> str:
         """Train from the first missing step to the last. Returns 'finished' or 'interrupted'."""
@@ -76,6 +83,7 @@ class Loop:
             samples = len(self.datasets.train.subset)
             loader = None if feed is None else feed.loader
             self.folder.append_event(events.start(self.assignment.attempt, start, self.schedule, samples, loader))
+        self.start.mark("network")
         self.window = time.perf_counter()
         stop = False
         for step in range(start, total):
@@ -100,6 +108,9 @@ class Loop:
             self.stage.times.wall_s += time.perf_counter() - began
             done = step + 1
             self.heartbeat.state.update(step=done, epoch=self.schedule.epoch(step))
+            if step == start and self._leads:
+                self.start.mark("first batch")
+                self.folder.append_event(events.first_step(done, self.start.seconds))
             ends = self.schedule.ends_epoch(done)
             saves = self.schedule.saves(done) or stop
             if not (ends or saves):
@@ -193,6 +204,7 @@ class Loop:
             "times": times,
             "stage": self.mesh.place(self.context.rank)[0],
             "remote": self.datasets.remote_counts(),
+            "used": self.usage.take(),
             "loader": None if feed is None else feed.loader,
             "skipped": None if feed is None else feed.skipped,
         }
@@ -283,7 +295,7 @@ class Loop:
             features=self.assignment.features,
         )
 
-    def _evaluate(self, part: Part | None, done: int, phase: str) -> Evaluation | None:
+    def _evaluate(self, part: Part | None, done: int, phase: str, *, mistakes: int = 0) -> Evaluation | None:
         if part is None:
             return None
         self.heartbeat.state.update(phase=phase)
@@ -297,6 +309,7 @@ class Loop:
             num_classes=self.assignment.num_classes,
             is_last=stage_index == self.mesh.stages - 1,
             control=self.control,
+            mistakes=mistakes,
         )
         self.stage.take_totals()
         self.heartbeat.state.update(phase="train")
@@ -327,7 +340,7 @@ class Loop:
     def _finish(self, start: int) -> None:
         """Evaluate the final weights, hash them and write the summary."""
         total = self.schedule.total_steps
-        val = self._evaluate(self.datasets.val, total, "evaluate")
+        val = self._evaluate(self.datasets.val, total, "evaluate", mistakes=mistakes.SHOWN)
         test = self._evaluate(self.datasets.test, total, "test")
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if self.stage.device.type == "cuda":
@@ -360,8 +373,10 @@ class Loop:
         )
         if self.vote_weights is not None:
             summary["vote_weights"] = self.vote_weights
-        if val is not None:
+        if val is not None and self.datasets.val is not None:
             write_json(self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion})
+            shown = mistakes.described(val.mistakes, self.datasets.val.index, self.datasets.val.subset)
+            write_json(self.folder.mistakes, shown)
             self.folder.append_event(events.final(total, val))
         if self.stage_times:
             batch, names = self.assignment.job["train"]["global_batch_size"], self.assignment.layer_names

@@ -15,7 +15,7 @@ from orchestrator.run.folder import RunFolder, read_json, write_atomically, writ
 
 PERIOD_S = 5.0
 # Job, progress, events, results, reports of failures, wishes to stop; no dot files, and nothing that users export.
-_SMALL = re.compile(r"(failures/)?[A-Za-z0-9][^/]*\.(json|jsonl|yaml|svg|py|stacks)|stop-\d+")
+_SMALL = re.compile(r"(failures/)?[A-Za-z0-9][^/]*\.(json|jsonl|yaml|svg|md|py|stacks)|stop-\d+")
 # What this machine knows of the store: lies beside the files and is never uploaded.
 _KNOWN = ".store.json"
 

@@ -22,6 +22,8 @@ from orchestrator.run.folder import RunFolder, read_json, write_json
 _POLL_S = 1.0
 _REQUEST_TIMEOUT_S = 5
 _MAX_PARAM = 500
+# More have no charts of their own.
+_MOST_WORKERS = 16
 # Of each stage's time, together 1.
 _SHARES = ("busy_fraction", "wait_input_fraction", "wait_output_fraction", "all_reduce_fraction")
 # Metrics of data that are read from afar, by their name in the event.
@@ -80,13 +82,17 @@ def create_run(
     tags: Mapping[str, Any],
     artifacts: Path,
     run_id: str | None = None,
+    note: str = "",
+    datasets: Sequence[Mapping[str, str]] = (),
 ) -> str:
     """Create the run, or reopen `run_id` for another attempt where it is known. Returns its id.
 
-    Parameters are logged once; MLflow refuses other values for them later. Raises OrchestratorError when the
-    server cannot be reached.
+    Parameters and `datasets` (description.dataset_inputs) are logged once; MLflow refuses other values for parameters
+    later. `note` is the description that its page shows. Raises OrchestratorError when the server cannot be reached.
     """
     from mlflow.entities import Param, RunTag
+
+    tags = {**tags, "mlflow.note.content": note} if note else tags
 
     try:
         with client_of(uri) as client:
@@ -95,6 +101,8 @@ def create_run(
                 logged = [Param(key, str(value)[:_MAX_PARAM]) for key, value in params.items()]
                 for start in range(0, len(logged), 90):
                     client.log_batch(run_id, params=logged[start : start + 90])
+                if datasets:
+                    client.log_inputs(run_id, [_input(values) for values in datasets])
             client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
     except Exception as error:  # mlflow raises its own, requests' and sqlalchemy's errors alike
         raise _failure(uri, error) from error
@@ -114,6 +122,15 @@ def _reopened(client: Any, run_id: str) -> bool:
     return True
 
 
+def _input(values: Mapping[str, str]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    given = {key: values[key] for key in ("name", "digest", "source", "profile")}
+    return DatasetInput(
+        Dataset(source_type="webdataset", **given), [InputTag("mlflow.data.context", values["context"])]
+    )
+
+
 def _new_run(client: Any, uri: str, experiment: str, name: str, artifacts: Path) -> str:
     found = client.get_experiment_by_name(experiment)
     if found is None:
@@ -131,6 +148,20 @@ def _loaded(event: Mapping[str, Any]) -> dict[str, float]:
     return decoding | {"data/skipped_samples": float(sum((event.get("skipped") or {}).values()))}
 
 
+def _used(workers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """MLflow's own names and units; of many workers the most that any takes, so that pages stay readable."""
+    units = {"memory_bytes": ("memory_megabytes", 1e-6), "gpu_memory_bytes": ("gpu_memory_megabytes", 1e-6)}
+    units |= {"cores": ("cpu_utilization_percentage", 100.0)}
+    if len(workers) > _MOST_WORKERS:
+        keys = workers[0]
+        return {f"system/most_{units[key][0]}": units[key][1] * max(w[key] for w in workers) for key in keys}
+    return {
+        f"system/worker_{rank}_{units[key][0]}": units[key][1] * value
+        for rank, worker in enumerate(workers)
+        for key, value in worker.items()
+    }
+
+
 def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of one line of events.jsonl; empty for lines without any."""
     metrics: dict[str, float | None] = {}
@@ -144,8 +175,11 @@ def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
         for share in _SHARES:
             for i, value in enumerate(event.get(share) or []):
                 metrics[f"stage/{i}/{share}"] = value
-        metrics |= _loaded(event)
+        metrics |= _loaded(event) | _used(event.get("workers") or [])
         metrics |= {_REMOTE[name]: value for name, value in (event.get("remote") or {}).items()}
+    if event["event"] == "first_step":
+        metrics = {f"start/{name.replace(' ', '_')}_seconds": s for name, s in event["seconds"].items()}
+        metrics["start/total_seconds"] = sum(event["seconds"].values())
     if event["event"] in ("epoch", "final"):
         metrics["val/top1"], metrics["val/top5"] = event["val_top1"], event["val_top5"]
         for i, top1 in enumerate(event["layer_val_top1"] or []):

@@ -7,7 +7,7 @@ import json
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.loop import Loop
 from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule, make_schedule
+from orchestrator.run.start import StartClock, on_worker
 from orchestrator.run.superclasses import joined_classes
 from orchestrator.transfer.cached import fed, trunk_sha256, trunk_units
 
@@ -65,6 +66,9 @@ class Assignment:
     features: FeatureFolders | None = None
     # Where a run lies that is not in a folder.
     store: StoreAddress | None = None
+    # Seconds from the command to the launch by what they went into, and the clock (time.time()) at the launch.
+    before_launch: dict[str, float] = field(default_factory=dict)
+    launched: float = 0.0
 
 
 def work(assignment: Assignment, context: Context, device: torch.device) -> str:
@@ -75,8 +79,9 @@ def work(assignment: Assignment, context: Context, device: torch.device) -> str:
 
 def _worked(assignment: Assignment, context: Context, device: torch.device, uploads: Uploads | None) -> str:
     folder = RunFolder(Path(assignment.run_dir))
+    start = on_worker(assignment.before_launch, assignment.launched)
     try:
-        status, step = _work(assignment, context, device, folder, uploads)
+        status, step = _work(assignment, context, device, folder, uploads, start)
         if context.rank == 0:
             write_json(folder.outcome, {"attempt": assignment.attempt, "status": status, "step": step})
         return status
@@ -129,13 +134,18 @@ def first_failure(folder: RunFolder, attempt: int) -> tuple[dict[str, Any] | Non
 
 
 def _work(
-    assignment: Assignment, context: Context, device: torch.device, folder: RunFolder, uploads: Uploads | None
+    assignment: Assignment,
+    context: Context,
+    device: torch.device,
+    folder: RunFolder,
+    uploads: Uploads | None,
+    start: StartClock,
 ) -> tuple[str, int]:
     job = assignment.job
     prepare_torch(job["cluster"], device)
     control = Control(context.world_size)
     mesh = Mesh(assignment.replicas)
-    stage_index, _ = mesh.place(context.rank)
+    stage_index, replica = mesh.place(context.rank)
     datasets = open_datasets(job)
     depth = len(assignment.layer_names) if assignment.phases is None else assignment.phases
     schedule = make_schedule(
@@ -178,7 +188,8 @@ def _work(
     try:
         # Before the neighbours give up on a worker that hangs.
         stall_s = 0.8 * job["cluster"]["timeout_s"]
-        with Heartbeat(folder, assignment.attempt, context, stall_s=stall_s) as heartbeat:
+        clocks = (stage_index, lambda: stage.times) if replica == 0 else None
+        with Heartbeat(folder, assignment.attempt, context, stall_s=stall_s, stage=clocks) as heartbeat:
             loop = Loop(
                 assignment=assignment,
                 context=context,
@@ -191,6 +202,7 @@ def _work(
                 normalise=_ready(assignment, device),
                 heartbeat=heartbeat,
                 saver=saver,
+                start=start,
             )
             return loop.run(), heartbeat.state["step"]
     finally:

@@ -31,7 +31,7 @@ _RESULTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("weights", "weights_sha256", lambda digest: str(digest)[:12]),
 )
 # A run's own name is the head of its column, and where it lies decides nothing.
-_LEFT_OUT = ("name", "runs")
+LEFT_OUT = ("name", "runs")
 _COLUMN = 24
 
 
@@ -67,7 +67,7 @@ def _read(run: Path, label: str) -> Compared:
     folder = existing_run(run)
     status, summary = run_state(folder)
     flat = flatten(job_to_dict(load_job(folder.job)))
-    return Compared(label, status, summary, {key: value for key, value in flat.items() if key not in _LEFT_OUT})
+    return Compared(label, status, summary, {key: value for key, value in flat.items() if key not in LEFT_OUT})
 
 
 def comparison(runs: Sequence[Compared]) -> str:

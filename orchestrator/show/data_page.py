@@ -93,11 +93,4 @@ def _balance(index: Index, found: Description) -> tuple[str, str]:
 
 def _sheet(images: Sequence[tuple[str, bytes]]) -> str:
     """A contact sheet: images in the page itself."""
-    cells = "".join(
-        f'<figure style="margin:0;width:96px"><img width="96" height="96" alt="{escape(label, quote=True)}" '
-        f'src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
-        f'<figcaption class="dim" style="font-size:.7rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap">'
-        f"{escape(label)}</figcaption></figure>"
-        for label, data in images
-    )
-    return f'<div style="display:flex;flex-wrap:wrap;gap:.5rem">{cells}</div>'
+    return html.sheet([(base64.b64encode(data).decode(), [label]) for label, data in images])

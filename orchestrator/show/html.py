@@ -22,7 +22,10 @@ table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem
 td,th{padding:.2rem .7rem .2rem 0;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}
 svg{width:100%;height:auto;display:block}pre{overflow-x:auto;font-size:.82rem;margin:.4rem 0}
 .key{display:flex;flex-wrap:wrap;gap:.2rem .9rem;font-size:.82rem}.key i{display:inline-block;width:.8em;height:.8em;
-border-radius:2px;margin-right:.3em}code{overflow-wrap:anywhere}body>.card,.grid{margin-top:1rem}
+border-radius:2px;margin-right:.3em}
+.sheet{display:grid;gap:.6rem;grid-template-columns:repeat(auto-fill,minmax(96px,1fr))}figure{margin:0;min-width:0}
+figure img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:6px;image-rendering:auto;background:var(--line)}
+figcaption{font-size:.75rem;line-height:1.3;overflow-wrap:anywhere}code{overflow-wrap:anywhere}body>.card,.grid{margin-top:1rem}
 """
 
 
@@ -56,8 +59,18 @@ def card(title: str, content: str) -> str:
     return f'<section class="card"><h3>{escape(title)}</h3>{content}</section>'
 
 
+def sheet(figures: Sequence[tuple[str | None, Sequence[str]]]) -> str:
+    """Images (JPEG as base64, or None) with lines of text below each, as many beside one another as there is room."""
+    cells = []
+    for image, lines in figures:
+        alt = escape(", ".join(lines), quote=True)
+        drawn = "" if image is None else f'<img loading="lazy" alt="{alt}" src="data:image/jpeg;base64,{image}">'
+        cells.append(f"<figure>{drawn}<figcaption>{'<br>'.join(map(escape, lines))}</figcaption></figure>")
+    return f'<div class="sheet">{"".join(cells)}</div>'
+
+
 def plot_card(title: str, drawn: str, names: Sequence[str]) -> str:
     """A plot with its key; a line where there is nothing to draw yet."""
     key = "".join(f'<span><i style="background:{plots.colour(i)}"></i>{escape(n)}</span>' for i, n in enumerate(names))
-    content = drawn + (f'<div class="key">{key}</div>' if key else "")
+    content = f'<div class="scroll">{drawn}</div>' + (f'<div class="key">{key}</div>' if key else "")
     return card(title, content if drawn else '<p class="dim">Nothing measured yet.</p>')

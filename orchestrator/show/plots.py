@@ -11,6 +11,8 @@ Series = Sequence[tuple[float, float]]
 COLOURS = ("#3b6fd4", "#d4663b", "#2f9e6e", "#a24bc0", "#c09a1e", "#c23b66", "#3ba7c2", "#7a7a7a", "#94b447")
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
+# Letters are of 10 pixels and more; below 8 nobody reads them.
+_READABLE = 0.82
 
 
 def colour(i: int) -> str:
@@ -122,7 +124,9 @@ def svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
     """A standalone picture of these elements."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
-        f'aria-label="{escape(label)}" font-family="system-ui, sans-serif" font-size="11">'
+        f'aria-label="{escape(label)}" font-family="system-ui, sans-serif" font-size="11" '
+        # Where there is less room, on a phone, it is moved sideways, so that its letters can be read.
+        f'style="min-width:{_READABLE * width:.0f}px">'
         + "<style>text{fill:#667}.grid{stroke:#8884;stroke-width:1}.cell{stroke:#8883;stroke-width:.5}</style>"
         + "".join(parts)
         + "</svg>"

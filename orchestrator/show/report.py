@@ -8,9 +8,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from orchestrator.job.resolved import flatten
+from orchestrator.job.show import show
 from orchestrator.pipeline.trace import PHASES
 from orchestrator.run.folder import RunFolder, read_json, write_atomically
 from orchestrator.show import html, plots, search_page
+from orchestrator.show.compare import LEFT_OUT, differing_keys
 from orchestrator.show.gantt import gantt
 from orchestrator.show.pace import pace
 from orchestrator.show.runs import run_state
@@ -41,6 +46,7 @@ class _Run:
         self.path, self.name = path, path.resolve().name
         self.summary: dict[str, Any] = read_json(folder.summary) or {}
         self.confusion: dict[str, Any] | None = read_json(folder.confusion)
+        self.mistakes: list[dict[str, Any]] = read_json(folder.mistakes) or []
         self.trace: dict[str, Any] | None = read_json(folder.trace)
         self.attempts: list[dict[str, Any]] = read_json(folder.attempts) or []
         self.job = folder.job.read_text(encoding="utf-8")
@@ -77,9 +83,21 @@ def _comparison(runs: Sequence[_Run]) -> str:
         run.name: [(float(e["epoch"]), e["val_top1"]) for e in run.epochs if e["val_top1"] is not None] for run in runs
     }
     drawn = plots.line_plot({n: c for n, c in curves.items() if c}, x_label="epoch", y_label="val top-1", percent=True)
-    return html.card("Side by side", html.table(head, rows)) + html.plot_card(
-        "val top-1 over epochs", drawn, list(curves)
+    return (
+        html.card("Side by side", html.table(head, rows))
+        + html.plot_card("val top-1 over epochs", drawn, list(curves))
+        + html.card("What differs in their jobs", _differing(runs))
     )
+
+
+def _differing(runs: Sequence[_Run]) -> str:
+    """The keys that not all jobs have with the same value, beside one another."""
+    jobs = [flatten(yaml.safe_load(run.job)) for run in runs]
+    keys = [key for key in differing_keys(jobs) if key not in LEFT_OUT]
+    if not keys:
+        return '<p class="dim">Nothing but their names.</p>'
+    rows = [(key, *(show(job[key]) if key in job else "-" for job in jobs)) for key in keys]
+    return html.table(("key", *(run.name for run in runs)), rows)
 
 
 def _sections(run: _Run, *, titled: bool) -> list[str]:
@@ -113,6 +131,8 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
         parts.append(html.plot_card("Confusion of the final network on the validation data", drawn, []))
     parts.append(html.card("Attempts", _attempts(run)))
     parts.append("</div>")
+    if run.mistakes:
+        parts.append(html.card("Validation images that it is most sure of, and wrong about", _mistakes(run)))
     if run.trace is not None:
         steps = {e["args"]["step"] for e in run.trace["traceEvents"] if e["ph"] == "X"}
         title = f"Steps {min(steps)} to {max(steps)} of all workers" if steps else "Traced steps"
@@ -205,9 +225,29 @@ def _stage_times(event: Mapping[str, Any]) -> str:
     return html.table(head, rows) + advice
 
 
+def _mistakes(run: _Run) -> str:
+    return html.sheet(
+        [
+            (m["jpeg"], (f"is {m['target']}", f"called {m['predicted']}", f"{100 * m['probability']:.1f} %"))
+            for m in run.mistakes
+        ]
+    )
+
+
+def _start(run: _Run) -> str:
+    """Seconds to the first step of each attempt, by what they went into."""
+    starts = [e["seconds"] for e in run.events if e["event"] == "first_step"]
+    parts = list(dict.fromkeys(part for seconds in starts for part in seconds))
+    rows = [
+        (str(i + 1), f"{sum(s.values()):.1f}", *(f"{s[part]:.1f}" if part in s else "-" for part in parts))
+        for i, s in enumerate(starts)
+    ]
+    return html.table(("start", "seconds", *parts), rows) if rows else ""
+
+
 def _attempts(run: _Run) -> str:
     rows = [
         (str(a["attempt"]), str(a["first_step"]), "-" if a["last_step"] is None else str(a["last_step"]))
         for a in run.attempts
     ]
-    return html.table(("attempt", "first step", "last step"), rows)
+    return html.table(("attempt", "first step", "last step"), rows) + _start(run)

@@ -131,7 +131,7 @@ def rm(runs: Sequence[Path], *, confirmed: bool, ask: Callable[[str], str] = inp
     folders = [_removable(run) for run in runs]
     for folder in folders:
         status, _ = run_state(folder)
-        print(f"{folder.path}: {status}, {amount(_size(folder.path), 'B')}")
+        print(f"{folder.path}: {status}, {amount(size_of(folder.path), 'B')}")
     if not granted(len(folders), confirmed, ask):
         return EXIT_DONE
     for folder in folders:
@@ -157,7 +157,8 @@ def _removable(run: Path) -> RunFolder:
     return RunFolder(existing_run(run).path.resolve())
 
 
-def _size(folder: Path) -> int:
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 

@@ -1,24 +1,16 @@
-"""What a run shows in a terminal; the same text, without the moving line, when it goes to a file."""
+"""The tables that a run shows before and after its training, as plain text; `follow` shows what is between."""
 
 from __future__ import annotations
 
 import io
-import json
-import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from orchestrator.job.show import counted
-from orchestrator.run.folder import RunFolder
-
-_HEARTBEAT_S = 30.0
-_POLL_S = 0.25
 
 
 def as_text(table: Table, width: int = 110) -> str:
@@ -182,111 +174,3 @@ def controls_table(summary: dict[str, Any]) -> str:
     for name, row in {summary["name"]: own, **summary["controls"]}.items():
         table.add_row(name, percent(row["val_top1"]), percent(row["test_top1"]), duration(row["seconds"]))
     return f"Controls of {summary['name']}\n{as_text(table)}"
-
-
-def _loader(loader: Mapping[str, Any] | None) -> str:
-    if not loader:
-        return ""
-    threads = "1 loader thread" if loader["threads"] == 1 else f"{loader['threads']} loader threads"
-    return f"; decoder {loader['decoder']}, {threads} a worker"
-
-
-class Follower:
-    """Shows the progress of one attempt from the run folder, in a thread of the driver."""
-
-    def __init__(self, run_dir: Path, attempt: int, out: TextIO | None = None, *, began: float | None = None) -> None:
-        """`began` is when the command did, by time.monotonic()."""
-        self._run_dir, self._attempt, self._command_began = run_dir, attempt, began
-        self._out = out or sys.stdout
-        self._live = self._out.isatty()
-        self._folder = RunFolder(run_dir)
-        _, self._offset = self._folder.read_events()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
-        self._start: dict[str, Any] = {}
-        self._began: tuple[float, int] | None = None
-        self._last_line = time.monotonic()
-        self._best: str = ""
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._ended.wait(_POLL_S):
-            self._look()
-        self._look()
-        if self._live:
-            self._print("", end="\r")
-
-    def _look(self) -> None:
-        events, self._offset = self._folder.read_events(self._offset)
-        for event in events:
-            line = self._line(event)
-            if line:
-                self._print(line)
-        self._show_progress()
-
-    def _print(self, text: str, end: str = "\n") -> None:
-        clear = "\r\x1b[2K" if self._live else ""
-        print(f"{clear}{text}", end=end, file=self._out, flush=True)
-        self._last_line = time.monotonic()
-
-    def _line(self, event: dict[str, Any]) -> str | None:
-        kind = event["event"]
-        if kind == "start":
-            self._start = event
-            self._began = (time.monotonic(), event["step"])
-            began = self._command_began
-            started = "" if began is None else f"; it took {duration(time.monotonic() - began)} to get here"
-            return (
-                f"Training {counted(event['steps_total'] - event['step'], 'step')}, "
-                f"{counted(event['epochs'], 'epoch')} of {event['samples_per_epoch']} images"
-                f"{_loader(event.get('loader'))}{started}"
-            )
-        if kind == "epoch":
-            layers = event["layer_val_top1"]
-            accuracy = ""
-            if layers:
-                self._best = f"val {percent(event['val_top1'])}"
-                accuracy = f"  {self._best} (layers {' '.join(f'{100 * a:.1f}' for a in layers)})"
-            losses = [x for x in event["train_loss"] if x is not None]
-            loss = f"  loss {losses[-1]:.3f}" if losses else ""
-            left = self._left(event["step"])
-            return (
-                f"epoch {event['epoch']:>3}/{self._start.get('epochs', '?')}  step {event['step']:>6}"
-                f"  {event['images_per_second']:>7.0f} images/s{loss}{accuracy}{left}"
-            )
-        if kind == "warning":
-            return f"warning: {event['text']}"
-        return None
-
-    def _left(self, step: int) -> str:
-        if self._began is None or step <= self._began[1]:
-            return ""
-        began, first = self._began
-        remaining = self._start["steps_total"] - step
-        if remaining <= 0:
-            return ""
-        return f"  {duration((time.monotonic() - began) / (step - first) * remaining)} left"
-
-    def _show_progress(self) -> None:
-        if not self._live and time.monotonic() - self._last_line < _HEARTBEAT_S:
-            return
-        try:
-            progress = json.loads((self._run_dir / "progress.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return
-        if progress.get("attempt") != self._attempt or not progress.get("steps_total"):
-            return
-        step, total = progress["step"], progress["steps_total"]
-        phase = progress.get("phase", "train")
-        if self._live:
-            filled = round(30 * step / total)
-            bar = "#" * filled + "." * (30 - filled)
-            self._print(f"[{bar}] step {step}/{total} {phase}{self._left(step)} {self._best}", end="")
-        else:
-            self._print(f"step {step} of {total}, {phase}{self._left(step)}")

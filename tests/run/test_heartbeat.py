@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from orchestrator.pipeline.stage import StageTimes
 from orchestrator.run import heartbeat
 from orchestrator.run.context import LocalContext
 from orchestrator.run.folder import RunFolder
@@ -41,3 +43,27 @@ def test_a_worker_that_makes_no_step_writes_where_its_threads_are(tmp_path: Path
         assert stacks.read_text().startswith("rank 1: no step since step 15")
     ended.set()
     thread.join()
+
+
+def test_a_stage_writes_what_it_does_with_its_time_since_the_last_look(tmp_path: Path) -> None:
+    folder, times = RunFolder(tmp_path), StageTimes()
+
+    def shares() -> dict[str, float]:
+        values: dict[str, float] = json.loads(folder.stage_file(1).read_text())
+        return values
+
+    with Heartbeat(folder, 3, LocalContext(rank=1, world_size=2), stage=(1, lambda: times)) as beat:
+        time.sleep(0.2)
+        assert not folder.stage_file(1).exists(), "there was no step"
+        beat.state.update(step=7)
+        times = StageTimes(wall_s=10.0, wait_input_s=2.5, wait_output_s=5.0)
+        wait_until(folder.stage_file(1).exists)
+        assert shares() == {
+            "attempt": 3, "step": 7, "busy_fraction": 0.25, "wait_input_fraction": 0.25, "wait_output_fraction": 0.5,
+            "all_reduce_fraction": 0.0,
+        }  # fmt: skip
+        times = StageTimes(wall_s=12.0, wait_input_s=2.5, wait_output_s=5.0, wait_replicas_s=1.0)
+        wait_until(lambda: shares()["all_reduce_fraction"] == 0.5)
+        assert shares()["busy_fraction"] == 0.5, "of the two seconds since"
+        times = StageTimes(wall_s=4.0, wait_input_s=1.0)  # an epoch has ended
+        wait_until(lambda: shares()["busy_fraction"] == 0.75)

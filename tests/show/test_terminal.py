@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.job.show import counted
-from orchestrator.show.terminal import Follower, plan_table, result_table, scaling_table
+from orchestrator.show.terminal import plan_table, result_table, scaling_table
 
 STAGE = {
     "index": 0, "layers": [0, 0], "replicas": 1, "parameters": 10, "memory_bytes": 10, "compute_share": 1.0,
@@ -64,13 +61,3 @@ def test_a_run_without_any_accuracy_has_no_line_for_it() -> None:
     result = result_table(summary(**without), Path("runs/x"), "sqlite:///x.db")
     assert "top-1" not in result.replace("val top-1", "", 1), "the head of the table of layers alone"
     assert "1 step in 2 s, attempt 1" in result.splitlines()
-
-
-def test_the_first_line_of_training_says_how_long_it_took_to_get_there(tmp_path: Path) -> None:
-    start = {"event": "start", "step": 0, "steps_total": 1, "epochs": 1, "samples_per_epoch": 50, "time": 0}
-    out = io.StringIO()
-    follower = Follower(tmp_path, 1, out, began=time.monotonic() - 43)
-    (tmp_path / "events.jsonl").write_text(json.dumps(start) + "\n")
-    follower.start()
-    follower.stop()
-    assert out.getvalue() == "Training 1 step, 1 epoch of 50 images; it took 43 s to get here\n"

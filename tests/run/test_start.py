@@ -1,0 +1,73 @@
+"""Where the time to the first step went: every second once, whoever counted it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.run.folder import RunFolder
+from orchestrator.run.start import StartClock, on_worker
+from orchestrator.run.tracking import epoch_metrics
+from tests.conftest import Command
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of both clocks; the wall clock is far ahead."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: 1e9 + now[0])
+    return now
+
+
+def test_the_worker_counts_on_from_where_the_driver_was(clock: list[float]) -> None:
+    driver = StartClock(began=97.0)
+    driver.mark("job")
+    clock[0] += 2
+    driver.mark("MLflow")
+    launched = time.time()
+    clock[0] += 5
+    worker = on_worker(driver.seconds, launched)
+    clock[0] += 1
+    worker.mark("network")
+    clock[0] += 0.5
+    assert worker.total() == 11.5
+    worker.mark("first batch")
+    assert worker.seconds == {"job": 3, "MLflow": 2, "workers": 5, "network": 1, "first batch": 0.5}
+    assert worker.total() == sum(worker.seconds.values()) == 11.5
+
+
+def test_a_worker_whose_clock_is_behind_counts_no_negative_time(clock: list[float]) -> None:
+    assert on_worker({"job": 1.0}, time.time() + 60).seconds == {"job": 1.0, "workers": 0.0}
+
+
+def test_a_process_knows_when_it_began_before_it_could_read_a_clock() -> None:
+    code = (
+        "import time; time.sleep(0.5); from orchestrator.run.start import process_began; "
+        "print(time.monotonic() - process_began())"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0.5 <= float(done.stdout) <= time.monotonic() - began + 0.02, "clock ticks are of 10 ms"
+
+
+def test_a_run_says_where_its_start_went_in_its_output_its_events_and_mlflow(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    result = in_process("run", tiny_job(), "--set", "train={steps: 3, global_batch_size: 50, lr: 1e-3}")
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("First step after ")]
+    assert len(lines) == 1
+    event = next(e for e in RunFolder(tmp_path / "runs" / "tiny").read_events()[0] if e["event"] == "first_step")
+    assert list(event["seconds"]) == ["job", "MLflow", "workers", "network", "first batch"]
+    assert event["step"] == 1
+    metrics = epoch_metrics(event)
+    assert metrics["start/first_batch_seconds"] == event["seconds"]["first batch"]
+    assert metrics["start/total_seconds"] == pytest.approx(sum(event["seconds"].values()))
+    assert sum(event["seconds"].values()) - event["seconds"]["job"] < time.monotonic() - began
