@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.launch.local import _free_port
-from orchestrator.run.worker import keep_freed_memory
+from orchestrator.run.device import keep_freed_memory
 
 # Said of the benchmark's own module, which these processes have twice: imported, and as the program that was started.
 warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)

@@ -24,7 +24,7 @@ from hff.architectures import HeadOptions, build_layers
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update, make_optimizer
 from hff.shapes import VggOptions
-from orchestrator.run.worker import keep_freed_memory
+from orchestrator.run.device import keep_freed_memory
 
 Step = Callable[[Tensor, Tensor], None]
 

@@ -1,14 +1,14 @@
 """FF, HFF, a local linear classifier (ce) and BP on MNIST in one table; and what FF's inference costs at 1000 classes.
 
-    python -m benchmarks.objectives --mnist TRAIN TEST [--epochs 5] [--ff-epochs 5] [--keep FOLDER]
+    python -m benchmarks.objectives --mnist TRAIN TEST [--epochs 5] [--ff-epochs 20] [--keep FOLDER]
     python -m benchmarks.objectives --classes
 
 TRAIN and TEST are what `orchestrator data pack` takes (a folder of images per class, or a tar of that) or its output.
-All four learn the same fully connected layers on the same images, one process with one thread. HFF, ce and BP have
-batch norms; FF cannot (docs/objectives.md), and goes on gaining for longer: jobs/mnist-ff.yaml. Training cost is the
-processor's time for the whole run; inference is timed without reading images, all four on the same batch, taking
-turns. Then a VGG-like trunk with 1000 classes at 64 pixels: HFF decides in one pass, FF in one for each class, batched
-over classes.
+FF is jobs/mnist-ff.yaml as it is shipped, unless --ff-epochs says otherwise. The others learn the same fully connected
+layers on the same images with another objective, batch norms, which FF cannot have (docs/objectives.md), and the last
+layer's decision. One process with one thread each. Training cost is the processor's time for the whole run; inference
+is timed without reading images, all four on the same batch, taking turns. Then a VGG-like trunk with 1000 classes at
+64 pixels: HFF decides in one pass, FF in one for each class, batched over classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,39 +30,32 @@ from benchmarks.common import interval, publish, spread
 from hff import GreedyNetwork, HeadOptions, VggOptions, build_layers
 from hff.goodness import write_labels
 
-WIDTHS = [800, 800, 800]
+if TYPE_CHECKING:
+    from orchestrator.job.schema import Job
+
+JOB = Path(__file__).parent.parent / "jobs" / "mnist-ff.yaml"
 _ROUNDS = 5
 _BATCH = 200
-LEARNERS: dict[str, dict[str, Any]] = {
-    "FF": {
-        "model": {"norm": "none", "vote": [0, 1, 1]},
-        "objective": {"name": "ff"},
-        "train": {"lr": 4e-3},
-    },
-    "HFF": {"objective": {"name": "hff"}, "train": {"lr": 3e-3}},
-    "ce": {"objective": {"name": "ce"}, "train": {"lr": 3e-3}},
-    "BP": {"objective": {"name": "bp"}, "train": {"lr": 3e-3}},
+_NORMED = ("model.norm=batch", "model.vote=last", "train.lr=3e-3")
+# What each learner changes in the job.
+LEARNERS: dict[str, tuple[str, ...]] = {
+    "FF": (),
+    "HFF": (*_NORMED, "objective={name: hff}"),
+    "ce": (*_NORMED, "objective={name: ce}"),
+    "BP": (*_NORMED, "objective={name: bp}"),
 }
 CLASSES, SIZE, IMAGES = 1000, 64, 4
 TRUNK = VggOptions(widths=(32, 64, 128, 128), pool_after=(0, 1, 2), head_grid=2, norm="none")
 
 
-def job(name: str, learner: dict[str, Any], folder: Path, train: Path, test: Path, epochs: int) -> dict[str, Any]:
-    """The plain values of one learner's job."""
-    return {
-        "kind": "train",
-        "name": name.lower(),
-        "runs": str(folder / "runs"),
-        "data": {
-            "train": str(train), "val": str(test), "image_size": 28, "channels": 1, "mean": [0.0], "std": [1.0],
-        },
-        "model": {"arch": "mlp", "widths": WIDTHS, **learner.get("model", {})},
-        "objective": learner["objective"],
-        "train": {
-            "epochs": epochs, "global_batch_size": 100, "eval_every_epochs": 100, **learner["train"],
-        },
-        "cluster": {"launcher": "process", "workers": 1, "threads_per_worker": 1},
-    }  # fmt: skip
+def job(name: str, folder: Path, train: Path, test: Path, epochs: int) -> Job:
+    """One learner's job."""
+    from orchestrator.job.load import load_job
+
+    places = {"name": f"{name.lower()}-{epochs}", "runs": folder.resolve() / "runs"}
+    places |= {"data.train": train.resolve(), "data.val": test.resolve()}
+    changes = [f"{key}={json.dumps(str(value))}" for key, value in places.items()]
+    return load_job(JOB, [*changes, f"train.epochs={epochs}", "cluster.launcher=process", *LEARNERS[name]])
 
 
 def packed(source: str, folder: Path) -> Path:
@@ -76,15 +69,14 @@ def packed(source: str, folder: Path) -> Path:
     return folder
 
 
-def trained(values: dict[str, Any]) -> tuple[dict[str, Any], GreedyNetwork]:
+def trained(job: Job) -> tuple[dict[str, Any], GreedyNetwork]:
     """The summary of a run, and its network."""
-    from orchestrator.job.load import job_from_values
     from orchestrator.launch.driver import run_job
     from orchestrator.run.trained import trained_run
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        summary = run_job(job_from_values(values), say=lambda line: None)
-    return summary, trained_run(Path(values["runs"]) / values["name"]).classifier().network
+        summary = run_job(job, say=lambda line: None)
+    return summary, trained_run(Path(job.runs) / job.name).classifier().network
 
 
 def seconds(ways: dict[str, Callable[[], object]], rounds: int = _ROUNDS) -> dict[str, list[float]]:
@@ -104,11 +96,11 @@ def mnist_table(train: Path, test: Path, folder: Path, epochs: int, ff_epochs: i
     """A row for each learner."""
     results: dict[str, dict[str, Any]] = {}
     networks: dict[str, GreedyNetwork] = {}
-    for name, learner in LEARNERS.items():
+    for name in LEARNERS:
         length = ff_epochs if name == "FF" else epochs
         cost = folder / f"{name}-{length}-epochs.json"
         began = time.process_time()
-        summary, networks[name] = trained(job(f"{name}-{length}", learner, folder, train, test, length))
+        summary, networks[name] = trained(job(name, folder, train, test, length))
         if not cost.exists():
             cost.write_text(json.dumps(time.process_time() - began))
         results[name] = {"summary": summary, "cpu_s": json.loads(cost.read_text()), "epochs": length}
@@ -195,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mnist", nargs=2, metavar=("TRAIN", "TEST"))
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--ff-epochs", type=int, default=5)
+    parser.add_argument("--ff-epochs", type=int, default=20, help="20 are those of the job")
     parser.add_argument("--keep", type=Path, help="keep shards and runs here; finished runs are not run again")
     parser.add_argument("--classes", action="store_true", help="time the inference of 1000 classes")
     given = parser.parse_args(arguments)
@@ -220,9 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "objectives", f"python -m benchmarks.objectives --mnist TRAIN TEST {lengths}",
         "FF, HFF, ce and BP on MNIST", rows,
         [
-            f"fully connected layers {WIDTHS}, batch of 100, AdamW, one-cycle, seed 0, no augmentation, one thread; "
-            "final weights, nothing selected on the test images",
-            "FF: no norms (it cannot have them), two images per sample in training, one pass per class in inference",
+            "two fully connected layers of 800, batch of 100, AdamW, one-cycle, seed 0, no augmentation, one thread; "
+            "final weights",
+            "FF: jobs/mnist-ff.yaml; no norms (it cannot have them), two images per sample in training, one pass per "
+            "class in inference; its cost has three evaluations on the way",
             f"inference on random images in memory, batch of {_BATCH}, all heads with a vote",
         ],
     )  # fmt: skip

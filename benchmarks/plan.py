@@ -28,7 +28,7 @@ from orchestrator.pipeline.links import LinkShape, Message, open_links
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.plan import Plan, make_plan
 from orchestrator.pipeline.stage import Stage, StageInput
-from orchestrator.run.worker import keep_freed_memory
+from orchestrator.run.device import keep_freed_memory
 from tests.pipeline.ranks import run_ranks
 
 CLASSES, BATCH = 10, 64

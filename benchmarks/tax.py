@@ -61,7 +61,7 @@ def bare_loop(job_path: Path) -> None:
     from orchestrator.job.resolved import job_to_dict
     from orchestrator.run import network
     from orchestrator.run.datasets import Normalise, open_datasets, prepare_embedded, train_stream
-    from orchestrator.run.worker import prepare_torch
+    from orchestrator.run.device import prepare_torch
 
     job = job_to_dict(load_job(job_path))
     prepare_torch(job["cluster"], torch.device("cpu"))  # what makes its steps fast counts for both sides

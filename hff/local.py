@@ -6,7 +6,7 @@ Nothing of another layer enters, and no gradient with respect to the layer's inp
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -34,6 +34,8 @@ def local_forward_backward(
     target: Tensor,
     *,
     count: int,
+    partner: Tensor | None = None,
+    partner_weight: float = 0.0,
     micro_batches: int = 1,
     autocast_dtype: torch.dtype | None = None,
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext,
@@ -41,14 +43,16 @@ def local_forward_backward(
     """Leave the gradient of sum(loss) / count in the layer's parameters.
 
     `x` (B, ...) and `target` (B,) int64; `count` is the number of samples of the whole batch, over all
-    replicas. The batch is computed in `micro_batches` parts, whose gradients are added: a part's activations are all
-    that is kept for them, and a batch norm takes the statistics of each part. With `autocast_dtype` the body runs
-    under autocast and hands on that dtype; the head does not. `phase` surrounds forward, loss and gradient by these
-    names, for whoever times them.
+    replicas. Mixed samples have a second label, `partner` (B,): their loss is that of the first, weighted
+    1 - `partner_weight`, and that of the second, weighted `partner_weight`. The batch is computed in `micro_batches`
+    parts, whose gradients are added: a part's activations are all that is kept for them, and a batch norm takes the
+    statistics of each part. With `autocast_dtype` the body runs under autocast and hands on that dtype; the head does
+    not. `phase` surrounds forward, loss and gradient by these names, for whoever times them.
     """
+    labels = [target] if partner is None else [target, partner]
     parts = [
-        _forward_backward(layer, x_part, target_part, count=count, autocast_dtype=autocast_dtype, phase=phase)
-        for x_part, target_part in zip(x.tensor_split(micro_batches), target.tensor_split(micro_batches), strict=True)
+        _forward_backward(layer, x_part, own, partner_weight, count, autocast_dtype=autocast_dtype, phase=phase)
+        for x_part, *own in zip(*(t.tensor_split(micro_batches) for t in (x, *labels)), strict=True)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -62,9 +66,10 @@ def local_forward_backward(
 def _forward_backward(
     layer: LocalLayer,
     x: Tensor,
-    target: Tensor,
-    *,
+    labels: Sequence[Tensor],
+    partner_weight: float,
     count: int,
+    *,
     autocast_dtype: torch.dtype | None,
     phase: Callable[[str], AbstractContextManager[object]],
 ) -> LocalUpdate:
@@ -75,13 +80,17 @@ def _forward_backward(
             y = y.to(autocast_dtype)
     with phase("loss"):
         feature_BD, logit_BC = layer.judge(y)
-        loss_sum = layer.head.loss(logit_BC, target).sum()
-        over_batch = layer.head.over_batch(feature_BD, target, count)
+        loss_sum = layer.head.loss(logit_BC, labels[0]).sum()
+        if len(labels) > 1:
+            loss_sum = (1 - partner_weight) * loss_sum + partner_weight * layer.head.loss(logit_BC, labels[1]).sum()
+        over_batch = layer.head.over_batch(feature_BD, labels[0], count)
         if over_batch is not None:
             loss_sum = loss_sum + over_batch
     with phase("gradient"):
         torch.autograd.backward(loss_sum / count)
-    correct = layer.head.correct(logit_BC.detach(), target).sum()
+    # Of a mixed sample, the label with the greater share counts.
+    heavier = labels[1] if len(labels) > 1 and partner_weight > 0.5 else labels[0]
+    correct = layer.head.correct(logit_BC.detach(), heavier).sum()
     return LocalUpdate(y.detach(), loss_sum.detach(), correct)
 
 

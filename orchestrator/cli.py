@@ -12,7 +12,8 @@ from pathlib import Path
 from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
 from orchestrator.examples import add_examples
-from orchestrator.job import paths
+from orchestrator.show import run_arguments
+from orchestrator.show.run_arguments import run_here, whole_number
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +97,11 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also what is saved when sure samples leave early: accuracy against compute (needs model.vote fitted)",
     )
+    evaluate.add_argument(
+        "--probe",
+        action="store_true",
+        help="also linear probes of each layer's output, before and after normalisation, and its prototypes",
+    )
     evaluate.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
 
     predict = commands.add_parser("predict", help="classify image files; shows how every layer voted")
@@ -121,31 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", metavar="FILE", type=Path, help="default: RUN/report.html; of several, comparison.html in the first"
     )
 
-    runs = commands.add_parser("runs", help="list and examine runs")
-    actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("ls", help="all runs of a folder")
-    listing.add_argument("folder", metavar="RUNS", nargs="?", default="runs")
-    listing.add_argument("--json", action="store_true", help="a JSON list instead of a table")
-    for name, text in (
-        ("show", "one run with its checkpoints"),
-        ("verify", "check every hash of every checkpoint"),
-        ("replay", "send metrics to MLflow that it missed"),
-    ):
-        action = actions.add_parser(name, help=text)
-        action.add_argument("run", metavar="RUN")
-        if name == "show":
-            action.add_argument("--json", action="store_true", help="JSON instead of text")
-    action = actions.add_parser("compare", help="results and differing job keys of several runs side by side")
-    action.add_argument("runs", metavar="RUN", nargs="+")
-    action = actions.add_parser("rm", help="delete run folders; MLflow keeps what it has")
-    action.add_argument("runs", metavar="RUN", nargs="+")
-    action.add_argument("--yes", action="store_true", help="do not ask")
-    action = actions.add_parser("prune", help="delete old checkpoints; the newest whole ones stay")
-    action.add_argument("runs", metavar="RUN", type=Path, nargs="+")
-    action.add_argument("--keep", metavar="N", default="1", help="whole checkpoints to keep of each run (default 1)")
-    action.add_argument("--dry-run", action="store_true", help="say what would be deleted, delete nothing")
-    action.add_argument("--json", action="store_true", help="a JSON list instead of a table")
-    action.add_argument("--yes", action="store_true", help="do not ask")
+    run_arguments.add_to(commands)
 
     completion = commands.add_parser("completion", help="a script that completes commands in a shell")
     completion.add_argument("shell", choices=("bash", "zsh"))
@@ -192,12 +174,6 @@ def _numbers(text: str, flag: str, *, least: int) -> list[int]:
     if not numbers or min(numbers) < least or len(set(numbers)) != len(numbers):
         raise JobError(f"{flag}: must be different whole numbers >= {least}, separated by commas, got {text!r}")
     return numbers
-
-
-def _count(text: str, flag: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise JobError(f"{flag}: must be a whole number >= 1, got {text!r}")
-    return int(text)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -284,22 +260,28 @@ def _data(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     from orchestrator.launch.command import eval_command
 
-    return eval_command(_run_here(arguments.run), arguments.data, arguments.json, with_exits=arguments.early_exit)
+    return eval_command(
+        run_here(arguments.run),
+        arguments.data,
+        arguments.json,
+        with_exits=arguments.early_exit,
+        with_probes=arguments.probe,
+    )
 
 
 def _predict(arguments: argparse.Namespace) -> int:
     from orchestrator.show.predictions import predict_command
 
-    top = _count(arguments.top, "--top")
+    top = whole_number(arguments.top, "--top")
     _silence()
-    return predict_command(_run_here(arguments.run), arguments.images, top, arguments.json)
+    return predict_command(run_here(arguments.run), arguments.images, top, arguments.json)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from orchestrator.run.export import export_run
 
     _silence()
-    done = export_run(_run_here(arguments.run), arguments.format, arguments.out, replace=arguments.force)
+    done = export_run(run_here(arguments.run), arguments.format, arguments.out, replace=arguments.force)
     note = (
         "" if done.difference is None else f" (scores differ from the run's network by at most {done.difference:.1g})"
     )
@@ -321,7 +303,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from orchestrator.run.folder import existing_run
     from orchestrator.show.report import write_report
 
-    found = [_run_here(run, weights=False) for run in arguments.runs]
+    found = [run_here(run, weights=False) for run in arguments.runs]
     for run in found:
         existing_run(run)
     name = "report.html" if len(found) == 1 else "comparison.html"
@@ -329,51 +311,6 @@ def _report(arguments: argparse.Namespace) -> int:
     write_report(found, out)
     print(f"Written: {out}")
     return EXIT_DONE
-
-
-def _run_here(run: str, *, weights: bool = True) -> Path:
-    """The folder of a run; one in a store is brought here first, with its newest checkpoint where `weights`."""
-    if not paths.is_store(run):
-        return Path(run)
-    from orchestrator.run.stored_run import fetch_run
-
-    return fetch_run(run, weights=weights)
-
-
-def _runs(arguments: argparse.Namespace) -> int:
-    if arguments.action == "prune":
-        from orchestrator.show.prune import prune
-
-        return prune(
-            arguments.runs,
-            keep=_count(arguments.keep, "--keep"),
-            dry_run=arguments.dry_run,
-            confirmed=arguments.yes,
-            as_json=arguments.json,
-        )
-    if arguments.action == "compare":
-        from orchestrator.show.compare import compare
-
-        return compare([_run_here(run, weights=False) for run in arguments.runs])
-    from orchestrator.show import runs, stored_runs
-
-    if arguments.action == "replay":
-        return runs.replay(_run_here(arguments.run, weights=False))
-    if arguments.action == "rm":
-        stored = [run for run in arguments.runs if paths.is_store(run)]
-        if not stored:
-            return runs.rm([Path(run) for run in arguments.runs], confirmed=arguments.yes)
-        if len(stored) < len(arguments.runs):
-            raise JobError("runs rm: give folders or URLs, not both at once")
-        return stored_runs.rm(stored, confirmed=arguments.yes)
-    place, action = arguments.folder if arguments.action == "ls" else arguments.run, arguments.action
-    if paths.is_store(place):
-        if action == "verify":
-            return stored_runs.verify(place)
-        return (stored_runs.ls if action == "ls" else stored_runs.show)(place, as_json=arguments.json)
-    if action == "verify":
-        return runs.verify(Path(place))
-    return (runs.ls if action == "ls" else runs.show)(Path(place), as_json=arguments.json)
 
 
 def _completion(arguments: argparse.Namespace) -> int:
@@ -392,7 +329,7 @@ _COMMANDS = {
     "predict": _predict,
     "export": _export,
     "report": _report,
-    "runs": _runs,
+    "runs": run_arguments.call,
     "completion": _completion,
 }
 

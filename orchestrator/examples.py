@@ -108,6 +108,7 @@ example:
 examples:
   orchestrator eval runs/mine                   on the job's validation data
   orchestrator eval runs/mine --data data/other --json result.json
+  orchestrator eval runs/mine --probe           what a linear classifier reads from each layer
 """,
     "predict": """\
 examples:

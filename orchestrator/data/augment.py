@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from hff.randomness import derive_seed
+from orchestrator.data import colour
 from orchestrator.data.decode import Box, Crop, Pixels
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -41,6 +42,8 @@ class Augmenter:
         self._flip = bool(options.get("flip", False))
         self._area = options.get("resized_crop")
         self._cutout = int(options.get("cutout", 0))
+        self._colour = colour.wanted(options)
+        self._jitter, self._rand_augment = options.get("color_jitter") or {}, options.get("rand_augment")
         self._seed = derive_seed(seed, "augment", epoch)
 
     def crops(self, indices: NDArray[np.int64]) -> list[Crop] | None:
@@ -52,7 +55,7 @@ class Augmenter:
         return [partial(_random_box, low=low, high=high, numbers=row) for row in tables]
 
     def batch(self, images: Pixels, indices: NDArray[np.int64]) -> Pixels:
-        """Crop with padding, flip and cut out (B, H, W, C). Changes `images` itself where that saves a copy."""
+        """Crop with padding, flip, change colours, cut out (B, H, W, C). May change `images` itself, to save a copy."""
         numbers = uniforms(self._seed, indices, 5)
         if self._padding:
             images = _shifted(images, self._padding, numbers)
@@ -61,6 +64,9 @@ class Augmenter:
             for i in np.flatnonzero(numbers[:, 2] < 0.5):
                 image = torch.from_numpy(images[i])
                 image.copy_(image.flip(1))
+        if self._colour:
+            drawn = uniforms(self._seed ^ 2, indices, colour.count_numbers(self._rand_augment))
+            colour.changed_images(torch.from_numpy(images), self._jitter, self._rand_augment, torch.from_numpy(drawn))
         if self._cutout:
             _cut_out(images, self._cutout, numbers)
         return images

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.data.index import FEATURES, Index, open_index
+from orchestrator.data.mixing import Mix
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.stream import Batch, Indices
 from orchestrator.errors import DataError
@@ -176,8 +177,9 @@ class FeatureSource:
         """Nothing is decoded."""
         return "none (cached features)"
 
-    def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
+    def batch(self, indices: Indices, epoch: int | None = None, mix: Mix | None = None) -> Batch:
         """Features (B, D) of the chosen samples; those whose image could not be decoded are left out."""
+        assert mix is None, "what a frozen trunk makes of a mixed image is no mixture of features"
         view = self._views[(epoch or 0) % len(self._views)]
         skipped = {i: view.bad[i] for i in indices.tolist() if i in view.bad} if view.bad else {}
         if skipped:

@@ -39,6 +39,16 @@ def epoch_order(subset: Indices, *, seed: int, epoch: int, lanes: int, window: i
     return result
 
 
+def training_order(
+    subset: Indices, *, seed: int, epoch: int, lanes: int, window: int, repeated: int | None = None
+) -> Indices:
+    """The samples that an epoch trains on: its order or, where a batch is `repeated`, that many of the first again."""
+    if repeated is None:
+        return epoch_order(subset, seed=seed, epoch=epoch, lanes=lanes, window=window)
+    first = epoch_order(subset, seed=seed, epoch=0, lanes=lanes, window=window)[:repeated]
+    return np.resize(first, len(subset))
+
+
 def _permuted_blocks(n: int, random: np.random.Generator) -> Indices:
     """0 .. n-1 in blocks, the blocks in random order; where the first block begins is random too."""
     offset = int(random.integers(_BLOCK))

@@ -20,6 +20,15 @@ _OPERATORS = {
 }
 
 
+def training_size(epoch: int, *, full: int, epochs: int, from_size: int, until: float) -> int:
+    """Side of the training images of an epoch: from `from_size` to `full` pixels over the share `until` of the epochs.
+
+    A multiple of 4 on the way. With layers trained one after the other, each has `epochs` and grows anew.
+    """
+    done = (epoch % epochs) / (until * epochs)
+    return full if done >= 1 else max(from_size, int(from_size + (full - from_size) * done) // 4 * 4)
+
+
 def resize_into(row: Pixels, interpolation: str) -> Callable[[Pixels, Box], Pixels] | None:
     """What resizes a box of (H, W, C) pixels into `row` (size, size, C) and returns it; None: leave it to Pillow."""
     return partial(_resized, row, interpolation) if interpolation in _OPERATORS else None

@@ -25,7 +25,8 @@ from orchestrator.data.decode import BadImage, Fault, Pixels, decode
 from orchestrator.data.index import Index
 from orchestrator.data.jpeg import decode_plain, decoder_name
 from orchestrator.data.kept import Kept
-from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
+from orchestrator.data.mixing import Mix, drawn, mixed, places
+from orchestrator.data.order import batch_bounds, replica_slice, training_order
 from orchestrator.data.quarantine import Quarantined, quarantined
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.resize import resize_into
@@ -33,9 +34,9 @@ from orchestrator.errors import DataError
 
 Indices = NDArray[np.int64]
 Samples = dict[str, Any]
+# Samples, the epoch of training that they are augmented for, and how they are mixed.
+Task = tuple[Indices, int, Mix | None]
 # Told the samples of the batches to come; gives what is to be called at each batch.
-# Samples, and the epoch of training that they are augmented for.
-Task = tuple[Indices, int]
 Foresee = Callable[[Iterator[Indices]], AbstractContextManager[Callable[[], None]]]
 
 
@@ -43,7 +44,8 @@ Foresee = Callable[[Iterator[Indices]], AbstractContextManager[Callable[[], None
 class Batch:
     """`images` (B, C, H, W) uint8 or cached features (B, D), `labels` (B,) int64, `indices` (B,) into the index,
     and of the samples that were left out (numbers in the index) why. Seconds of one thread: `decode_s` from bytes
-    to pixels of size, `load_s` for all that it took."""
+    to pixels of size, `load_s` for all that it took. Of mixed images `partners` (B,) int64 are the other labels and
+    `weight` is the share of their own."""
 
     images: Tensor
     labels: Tensor
@@ -51,6 +53,8 @@ class Batch:
     skipped: Mapping[int, str]
     decode_s: float = 0.0
     load_s: float = 0.0
+    partners: Tensor | None = None
+    weight: float = 1.0
 
 
 def no_foresight(plan: Iterator[Indices]) -> AbstractContextManager[Callable[[], None]]:
@@ -64,15 +68,16 @@ class Source(Protocol):
     @property
     def decoder(self) -> str: ...
 
-    def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
-        """The samples `indices` as they are in `epoch` of training; None for evaluation."""
+    def batch(self, indices: Indices, epoch: int | None = None, mix: Mix | None = None) -> Batch:
+        """The samples `indices` as they are in `epoch` of training, and mixed; None for evaluation."""
 
 
 class ImageSource:
     """Decoded images of an index, augmented in training. The stages of the pipeline, as WebDataset composes them.
 
     With `pin_memory` batches lie where a GPU can fetch them beside its computing. Decoded images are kept where all of
-    the index fit into `keep_bytes` and no random crop decides what is decoded.
+    the index fit into `keep_bytes` and no random crop decides what is decoded. `training_size` is the side of the
+    images of an epoch, where it is not always `image_size`.
     """
 
     def __init__(
@@ -88,10 +93,13 @@ class ImageSource:
         interpolation: str = "bilinear",
         pin_memory: bool = False,
         keep_bytes: int = 0,
+        training_size: Callable[[int], int] | None = None,
     ) -> None:
+        self._training_size = training_size
         self._pin_memory = pin_memory
         self._kept: Kept | None = None
-        if index.num_samples * image_size**2 * channels <= keep_bytes and not (augment or {}).get("resized_crop"):
+        one_size = training_size is None and not (augment or {}).get("resized_crop")
+        if index.num_samples * image_size**2 * channels <= keep_bytes and one_size:
             self._kept = Kept(index.num_samples, (image_size, image_size, channels))
         # Not index.labels: a column of ten million rows is not read for one batch.
         self._labels = index.members["label"] if labels is None else labels
@@ -100,7 +108,6 @@ class ImageSource:
         self._augment, self._seed, self._interpolation = augment or {}, seed, interpolation
         self._decode = partial(
             decode,
-            image_size=image_size,
             channels=channels,
             plain_jpeg=decode_plain,
             crop_share=crop_share,
@@ -112,10 +119,36 @@ class ImageSource:
         """The package that decodes plain JPEGs here, with its version."""
         return decoder_name()
 
-    def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
-        """Run one batch through the pipeline."""
+    def batch(self, indices: Indices, epoch: int | None = None, mix: Mix | None = None) -> Batch:
+        """Run one batch through the pipeline; `mix` mixes it behind all else."""
+        if mix is None:
+            return self._plain(indices, epoch)
+        planned = np.concatenate([[mix.before], indices])
+        return self._mixed(planned, self._plain(planned, epoch), mix)
+
+    def _mixed(self, planned: Indices, batch: Batch, mix: Mix) -> Batch:
+        """The images of `planned`, the first of which is a partner alone, each mixed with the one before it."""
+        rows, partners = places(planned, ~np.isin(planned, list(batch.skipped)))
+        images_BHWC = batch.images.permute(0, 2, 3, 1)
+        images, weight = mixed(images_BHWC[rows], images_BHWC[partners], mix)
+        if self._pin_memory:
+            images = images.pin_memory()
+        return replace(
+            batch,
+            images=images.permute(0, 3, 1, 2),
+            labels=batch.labels[rows],
+            indices=batch.indices[rows.numpy()],
+            skipped={i: fault for i, fault in batch.skipped.items() if i in planned[1:]},
+            partners=batch.labels[partners],
+            weight=weight,
+        )
+
+    def _plain(self, indices: Indices, epoch: int | None) -> Batch:
         augmenter = None if epoch is None else Augmenter(self._augment, seed=self._seed, epoch=epoch)
-        shape = (len(indices), self._image_size, self._image_size, self._channels)
+        size = self._image_size
+        if epoch is not None and self._training_size is not None:
+            size = self._training_size(epoch)
+        shape = (len(indices), size, size, self._channels)
         rows = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory).numpy()
         if self._kept is not None and self._kept.fill(rows, indices):
             return self._batch(rows, indices, {}, augmenter)
@@ -152,9 +185,10 @@ class ImageSource:
         for place, (data, row) in enumerate(zip(samples["image"], rows, strict=True)):
             try:
                 if crops is None:
-                    pixels = decode(data, row=row)
+                    pixels = decode(data, image_size=len(row), row=row)
                 else:
-                    pixels = decode(data, crop=crops[place], resize=resize_into(row, self._interpolation))
+                    resize = resize_into(row, self._interpolation)
+                    pixels = decode(data, image_size=len(row), crop=crops[place], resize=resize)
             except BadImage as error:
                 faults[place] = self._fault(samples, place, error)
                 continue
@@ -209,10 +243,10 @@ def ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> 
         pool.shutdown(wait=True)
 
 
-def timed(source: Source, indices: Indices, epoch: int) -> Batch:
+def timed(source: Source, indices: Indices, epoch: int, mix: Mix | None) -> Batch:
     """A batch with the seconds that it took."""
     began = time.perf_counter()
-    batch = source.batch(indices, epoch)
+    batch = source.batch(indices, epoch, mix)
     return replace(batch, load_s=time.perf_counter() - began)
 
 
@@ -220,7 +254,7 @@ class TrainStream:
     """The training samples of one replica, epoch by epoch, from any step on.
 
     They are made by `loader_threads` of this process, or by other processes: `elsewhere` is called with the tasks and
-    gives their batches.
+    gives their batches. `mixing` are the options of mixup and cutmix; with `repeat` every batch is the first of all.
     """
 
     def __init__(
@@ -239,9 +273,12 @@ class TrainStream:
         bad_sample_budget: float = 0.0001,
         foresee: Foresee = no_foresight,
         elsewhere: Callable[[Iterator[Task]], Generator[Batch, None, None]] | None = None,
+        mixing: Mapping[str, Any] | None = None,
+        repeat: bool = False,
     ) -> None:
         self._source, self._subset = source, subset
-        self._elsewhere = elsewhere
+        self._elsewhere, self._mixing = elsewhere, mixing or {}
+        self._repeated = global_batch_size if repeat else None
         self._seed, self._lanes, self._window = seed, lanes, window
         self._bounds = batch_bounds(len(subset), global_batch_size)
         self._replica, self._replicas = replica, replicas
@@ -279,7 +316,7 @@ class TrainStream:
         """
         bad: list[str] = []
         # closing: an error that somebody keeps would otherwise keep the threads too.
-        plan = (indices for indices, _ in self._planned(start, stop))
+        plan = (task[0] for task in self._planned(start, stop))
         with (
             self._foresee(plan) as handed_out,
             closing(self._made(self._planned(start, stop))) as batches,
@@ -301,12 +338,27 @@ class TrainStream:
         return ahead((partial(timed, self._source, *task) for task in tasks), self._threads, self._prefetch)
 
     def _planned(self, start: int, stop: int) -> Iterator[Task]:
-        """Samples of this replica and epoch of every step."""
+        """Samples of this replica, epoch and mix of every step."""
         per_epoch = self.steps_per_epoch
         for epoch in range(start // per_epoch, -(-stop // per_epoch)):
-            order = epoch_order(self._subset, seed=self._seed, epoch=epoch, lanes=self._lanes, window=self._window)
+            order = training_order(
+                self._subset,
+                seed=self._seed,
+                epoch=epoch,
+                lanes=self._lanes,
+                window=self._window,
+                repeated=self._repeated,
+            )
             for step in range(max(start, epoch * per_epoch), min(stop, (epoch + 1) * per_epoch)):
-                yield order[slice(*self._own(self._bounds[step % per_epoch]))], epoch
+                yield self._task(order, step, epoch)
+
+    def _task(self, order: Indices, step: int, epoch: int) -> Task:
+        bounds = self._bounds[step % self.steps_per_epoch]
+        first, end = self._own(bounds)
+        if self._repeated:
+            step, epoch = 0, 0  # the same images in every step, not the same samples changed anew
+        before = int(order[first - 1 if first > bounds[0] else bounds[1] - 1])
+        return order[first:end], epoch, drawn(self._mixing, seed=self._seed, step=step, before=before)
 
 
 class EvalStream:

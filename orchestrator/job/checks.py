@@ -244,12 +244,52 @@ def _augment(job: Job) -> Found:
             )
         if augment.crop_padding:
             yield "data.augment.crop_padding", f"must be 0 beside resized_crop, got {augment.crop_padding}"
+    jitter = augment.color_jitter
+    for key in ("saturation", "hue"):
+        if job.data.channels == 1 and getattr(jitter, key):
+            yield f"data.augment.color_jitter.{key}", f"must be 0 with data.channels 1, got {getattr(jitter, key):g}"
     for key in ("crop_padding", "cutout"):
         if getattr(augment, key) > size:
             yield (
                 f"data.augment.{key}",
                 f"must be at most data.image_size ({size}), got {getattr(augment, key)}",
             )
+
+
+def _progressive(job: Job) -> Found:
+    """A network takes smaller images where nothing that learns changes its shape: kernels do not, heads may."""
+    wanted, full = job.data.progressive, job.data.image_size
+    if wanted is None:
+        return
+    if network.own_model(job) is None:
+        yield (
+            "data.progressive",
+            f"must be left out with a backbone, which wants one size, got {wanted.from_size} pixels",
+        )
+    elif job.train.epochs is None:
+        yield (
+            "data.progressive",
+            f"must be left out unless train.epochs gives the length, got {wanted.from_size} pixels",
+        )
+    elif wanted.from_size > full:
+        yield "data.progressive.from_size", f"must be at most data.image_size ({full}), got {wanted.from_size}"
+    else:
+        least = next(size for size in range(wanted.from_size, full + 1) if network.same_weights_at(job, size))
+        if least > wanted.from_size:
+            remedy = "a smaller model.head_grid or fewer pool_after allow less"
+            yield "data.progressive.from_size", f"must be at least {least} ({remedy}), got {wanted.from_size}"
+
+
+def _mixing(job: Job) -> Found:
+    """Mixed images have two labels, which Forward-Forward cannot draw and a frozen backbone's kept features lack."""
+    for key in ("mixup", "cutmix"):
+        value = getattr(job.data.augment, key)
+        if value and job.objective.name == "ff":
+            yield f"data.augment.{key}", f"must be 0 with objective ff, which draws one label in, got {value:g}"
+        elif value and getattr(job.objective, "similarity", 0):
+            yield f"data.augment.{key}", f"must be 0 with objective.similarity, which knows one label, got {value:g}"
+        elif value and network.cached_features(job) is not None:
+            yield f"data.augment.{key}", f"must be 0 with cached features (or set features.cache: false), got {value:g}"
 
 
 def _backbone(job: Job) -> Found:
@@ -270,6 +310,7 @@ def _views(job: Job) -> Found:
         return
     augment, views = job.data.augment, features.views
     random = augment.flip or augment.crop_padding or augment.cutout or augment.resized_crop is not None
+    random = random or augment.rand_augment is not None or any(dict(augment.color_jitter).values())
     if random and views == 1:
         yield (
             "features.views",
@@ -337,7 +378,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("model", "objective", "data.image_size", "data.channels", "data.expect.classes"), _layers),
     (("model.vote", *_UNITS), _votes),
     (("data.channels", "data.mean", "data.std"), _channels),
-    (("data.augment", "data.image_size"), _augment),
+    (("data.augment", "data.image_size", "data.channels"), _augment),
+    (("data.augment", "objective.name", "features", "model.freeze"), _mixing),
+    (("data.progressive", "data.image_size", "train.epochs", "model", "objective"), _progressive),
     (("features", "data.augment", "model.freeze"), _views),
     (("objective",), objective_rules.scale),
     (("per_layer", "objective", *_UNITS), objective_rules.per_layer),

@@ -57,8 +57,8 @@ def head_shape(job: Job, num_classes: int | None, layer: int = 0) -> HeadShape:
     return HeadShape("prototype", classes, count or job.objective.prototypes_per_class, aux_convs)
 
 
-def layer_shapes(job: Job, num_classes: int | None) -> tuple[LayerShape, ...]:
-    """One entry per locally trained unit of the job's network, per sample.
+def layer_shapes(job: Job, num_classes: int | None, image_size: int | None = None) -> tuple[LayerShape, ...]:
+    """One entry per locally trained unit of the job's network, per sample, on images of the job's or another size.
 
     Raises ValueError when the architecture does not fit the images.
     """
@@ -68,13 +68,23 @@ def layer_shapes(job: Job, num_classes: int | None) -> tuple[LayerShape, ...]:
     assert model is not None, "the shapes of a backbone are known to its own library alone"
     options = ARCHITECTURES[model.arch]
     values = {f.name: getattr(model, f.name) for f in fields(options)}
+    side = image_size or job.data.image_size
     return describe(
         options(**values),
-        (job.data.channels, job.data.image_size, job.data.image_size),
+        (job.data.channels, side, side),
         [head_shape(job, num_classes, layer) for layer in range(len(model.widths))],
         block_size=block_size(job),
         end_to_end=job.objective.name == "bp",
     )
+
+
+def same_weights_at(job: Job, image_size: int) -> bool:
+    """Whether the job's network, heads too, can take images of another size as it is."""
+    try:
+        own, other = (layer_shapes(job, None, size) for size in (job.data.image_size, image_size))
+    except ValueError:
+        return False
+    return [(s.parameters, s.head_features) for s in own] == [(s.parameters, s.head_features) for s in other]
 
 
 def block_size(job: Job) -> int:

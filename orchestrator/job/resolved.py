@@ -25,6 +25,15 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("objective", "similarity"): 0.0,
     ("objective", "aux_convs"): 0,
     ("objective", "coarse"): [],
+    ("train", "ema_decay"): 0.0,
+    ("train", "compile"): False,
+    ("data", "crop_share"): None,
+    ("data", "repeat_batch"): False,
+    ("data", "progressive"): None,
+    ("data", "augment", "color_jitter"): {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+    ("data", "augment", "rand_augment"): None,
+    ("data", "augment", "mixup"): 0.0,
+    ("data", "augment", "cutmix"): 0.0,
 }
 _FREE_DATA = (
     "train",
@@ -108,9 +117,9 @@ def _as_before(values: dict[str, Any]) -> dict[str, Any]:
         *sections, key = path
         owner = values
         for name in sections:
-            owner[name] = dict(owner[name])
+            owner[name] = dict(owner.get(name) or {})
             owner = owner[name]
-        if owner.get(key) == value:
+        if key in owner and owner[key] == value:
             del owner[key]
     return values
 

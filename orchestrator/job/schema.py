@@ -77,13 +77,44 @@ class FromTrain(Section):
     from_train: OpenShare
 
 
+class ColorJitter(Section):
+    """Greatest random changes of colour: shares of what an image has, the hue as a share of the colour circle."""
+
+    brightness: NonNegative = 0.0
+    contrast: NonNegative = 0.0
+    saturation: NonNegative = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class RandAugment(Section):
+    """Operations of RandAugment (Cubuk et al. 2020) on each image, and how strong they are."""
+
+    operations: Annotated[int, Field(ge=1, le=14)] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+
+
 class Augment(Section):
-    """Random changes of a training image; lengths in pixels, areas as a share of the image."""
+    """Random changes of a training image; lengths in pixels, areas as a share of the image.
+
+    `mixup` and `cutmix` are the alpha of the Beta distribution that a batch's share of its own images is drawn from;
+    with both, each batch gets one of the two.
+    """
 
     crop_padding: Natural = 0
     flip: bool = False
     resized_crop: Annotated[tuple[Share, Share], Field(strict=False)] | None = None
     cutout: Natural = 0
+    color_jitter: ColorJitter = ColorJitter()
+    rand_augment: RandAugment | None = None
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+
+
+class Progressive(Section):
+    """Small training images first: from `from_size` pixels to `image_size` over the share `until` of the epochs."""
+
+    from_size: Annotated[int, Field(ge=1, le=4096)]
+    until: Share = 0.75
 
 
 class Expect(Section):
@@ -115,6 +146,8 @@ class Data(Section):
     lanes: Annotated[int, Field(ge=1, le=65536)] = 48
     shuffle_window: Count = 8192
     augment: Augment = Augment()
+    crop_share: Share | None = None
+    progressive: Progressive | None = None
     mean: Annotated[tuple[float, ...], Field(strict=False)]
     std: Annotated[tuple[Positive, ...], Field(strict=False)]
     loader_threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
@@ -123,6 +156,7 @@ class Data(Section):
     prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 4
     bad_sample_budget: Annotated[float, Field(ge=0, le=1)] = 0.0001
     shuffle_labels: bool = False
+    repeat_batch: bool = False
     cache: Cache = Cache()
     expect: Expect | None = None
 
@@ -145,16 +179,12 @@ def expand_digits(value: Any) -> Any:
 
 
 class TransferData(Data):
-    """Images for a timm backbone; size (0), mean and spread ([]) and framing are the backbone's own unless given.
-
-    `crop_share` is what the central crop keeps of the shorter side.
-    """
+    """Images for a timm backbone; size (0), mean and spread ([]) and framing are the backbone's own unless given."""
 
     image_size: Annotated[int, Field(ge=0, le=4096)] = 0
     channels: Annotated[Literal[3], BeforeValidator(_whole)] = 3
     mean: Annotated[tuple[float, ...], Field(strict=False)] = ()
     std: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
-    crop_share: Share | None = None
     interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest"] | None = None
 
     @model_validator(mode="before")
@@ -171,7 +201,7 @@ class Train(Section):
 
     A batch is computed in `micro_batches` parts, whose gradients are added: less memory, the same update but for
     rounding and for batch norms, which take the statistics of each part. `auto` takes as few as `cluster.memory_gb`
-    allows.
+    allows. With `ema_decay` the weights that count are a running average of those that learn.
     """
 
     epochs: Count | None = None
@@ -194,6 +224,8 @@ class Train(Section):
     init_from: Words | None = None
     eval_every_epochs: Count = 1
     grad_clip: Positive | None = None
+    ema_decay: Decay = 0.0
+    compile: bool = False
     vote_from_train: OpenShare = 0.1
 
 

@@ -148,26 +148,42 @@ def seeds_line(result: dict[str, Any]) -> str:
     return f"{counted(len(result['seeds']), 'seed')}: " + ", ".join(parts)
 
 
-def eval_command(run: Path, location: str | None, json_path: Path | None, *, with_exits: bool = False) -> int:
+def eval_command(
+    run: Path,
+    location: str | None,
+    json_path: Path | None,
+    *,
+    with_exits: bool = False,
+    with_probes: bool = False,
+) -> int:
     """Classify a data set with the newest checkpoint of a run; returns the exit code.
 
-    `with_exits` adds what is saved when sure samples leave early.
+    `with_exits` adds what is saved when sure samples leave early, `with_probes` what each layer knows.
     """
     warnings.simplefilter("ignore")
     from orchestrator.run.early_exit import early_exit
     from orchestrator.run.evaluate_run import evaluate_run
+    from orchestrator.run.probe import probe, track
     from orchestrator.show.exits import exits_table
+    from orchestrator.show.probes import probes_table
     from orchestrator.show.terminal import percent
 
-    # First: it refuses runs without calibration before anything is classified.
+    # First: they refuse runs that cannot have them before anything is classified.
     exits = early_exit(run, location) if with_exits else None
-    result = evaluate_run(run, location) | ({} if exits is None else {"early_exit": exits})
+    probes = probe(run, location) if with_probes else None
+    more = {name: value for name, value in (("early_exit", exits), ("probe", probes)) if value is not None}
+    result = evaluate_run(run, location) | more
     print(f"{run.name} at step {result['step']}: {counted(result['samples'], 'image')} of {result['data']}")
     for index, top1 in enumerate(result["layer_top1"]):
         print(f"  layer {index:>2}  top-1 {percent(top1)}")
     print(f"  network   top-1 {percent(result['top1'])}, top-5 {percent(result['top5'])}")
     if exits is not None:
         print(exits_table(exits))
+    if probes is not None:
+        print(probes_table(probes))
+        warning = track(run, probes) if location is None else None
+        if warning:
+            print(warning)
     if json_path is not None:
         write_json(json_path, result)
     return EXIT_DONE

@@ -58,7 +58,8 @@ def _log_result(drive: Drive, assignment: Assignment, events: list[dict[str, Any
         description = network.description(drive.values, class_names(folder, drive.values), state)
         name = drive.job.tracking.registered_model
         logged = log_model(uri, assignment.run_id or "", newest, description, name, card)
-    files = [folder.summary, folder.job, folder.card, plot, *([folder.trace] if folder.trace.exists() else [])]
+    files = [folder.summary, folder.job, folder.card, plot]
+    files += [path for path in (folder.confusion, folder.trace) if path.exists()]
     warning = tracking.finish_run(uri, assignment.run_id, "FINISHED", files) or logged.warning
     if warning:
         drive.say(f"warning: {warning}")

@@ -20,8 +20,8 @@ from orchestrator.data.feature_store import MadeShard
 from orchestrator.errors import OrchestratorError
 from orchestrator.launch.local import device_of, end_with, one_thread_each
 from orchestrator.launch.ray_train import RaySession
+from orchestrator.run.device import prepare_torch
 from orchestrator.run.features import Extractor, Trunk, Wanted
-from orchestrator.run.worker import prepare_torch
 
 
 class LostWorker(OrchestratorError):

@@ -30,9 +30,12 @@ class FanOut:
         """Send every neighbour its part, which may be empty."""
         borders = cuts(len(message.target), *self._place)
         for sender, start, stop in zip(self._senders, borders, borders[1:], strict=False):
-            vote = None if message.vote is None else message.vote[start:stop]
             part = replace(
-                message, activation=message.activation[start:stop], target=message.target[start:stop], vote=vote
+                message,
+                activation=message.activation[start:stop],
+                target=message.target[start:stop],
+                vote=None if message.vote is None else message.vote[start:stop],
+                partner=None if message.partner is None else message.partner[start:stop],
             )
             sender.send(part)
 
@@ -61,11 +64,13 @@ class FanIn:
         first = parts[0]
         assert all((p.step, p.kind) == (first.step, first.kind) for p in parts), "neighbours are not in step"
         votes = [p.vote for p in parts if p.vote is not None]
+        partners = [p.partner for p in parts if p.partner is not None]
         return replace(
             first,
             activation=_joined([p.activation for p in parts]),
             target=torch.cat([p.target for p in parts]),
             vote=torch.cat(votes) if votes else None,
+            partner=torch.cat(partners) if partners else None,
             stop=any(p.stop for p in parts),
         )
 

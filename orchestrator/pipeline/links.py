@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import socket
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,7 +23,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.pipeline.mesh import Mesh
 
 Kind = Literal["train", "eval"]
-_HEADER = struct.Struct("<qiiiiii")
+_HEADER = struct.Struct("<qiiiiiiiiid")
 _ALIGNMENT = 64
 
 
@@ -35,7 +36,8 @@ class Message:
     """A batch between two stages: `activation` (valid, ...), `target` (valid,) int64, `vote` (valid, C) or None.
 
     `last` ends an evaluation; `stop` marks the last training step before everybody saves and leaves. `count` is the
-    number of valid samples of the whole batch, over all replicas.
+    number of valid samples of the whole batch, over all replicas. Of mixed images `partner` (valid,) int64 are the
+    other labels, and `partner_weight` is their share.
     """
 
     step: int
@@ -46,17 +48,23 @@ class Message:
     target: Tensor
     vote: Tensor | None = None
     count: int = 0
+    partner: Tensor | None = None
+    partner_weight: float = 0.0
 
 
 @dataclass(frozen=True)
 class LinkShape:
-    """What one link carries at most. Both ends derive it from the plan, so it is never negotiated."""
+    """What one link carries at most. Both ends derive it from the plan, so it is never negotiated.
+
+    `labels` is 2 where samples may be mixed.
+    """
 
     activation: tuple[int, ...]
     dtype: torch.dtype
     max_batch: int
     num_classes: int
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    labels: int = 1
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -64,7 +72,7 @@ class LinkShape:
         item = torch.empty((), dtype=self.dtype).element_size()
         parts = (
             _HEADER.size,
-            8 * self.max_batch,
+            8 * self.max_batch * self.labels,
             4 * self.max_batch * self.num_classes,
             item * self.max_batch * math.prod(self.activation),
         )
@@ -117,15 +125,15 @@ class Slot:
         self._shape = shape
         self._header = memory[:header]
         self._labels = memory[header : ends[1]].view(torch.int64)
+        self._partners = self._labels[shape.max_batch :]
         self._votes = memory[ends[1] : ends[2]].view(torch.float32)
         self._activation = memory[ends[2] : ends[3]].view(shape.dtype)
         # The two parts of the memory that travel: all that is small, and the activation of a full batch.
         self.small = memory[: ends[2]]
-        self.large = memory[ends[2] : ends[2] + self._activation_view(shape.max_batch).nbytes]
+        self.large = memory[ends[2] : ends[2] + self._activation_view(shape.max_batch, shape.activation).nbytes]
 
-    def _activation_view(self, valid: int) -> Tensor:
-        """(valid, ...) in the agreed memory format, over the dense beginning of the slot."""
-        shape = self._shape.activation
+    def _activation_view(self, valid: int, shape: Sequence[int]) -> Tensor:
+        """(valid, *shape) in the agreed memory format, over the dense beginning of the slot."""
         flat = self._activation[: valid * math.prod(shape)]
         if self._shape.memory_format == "channels_last" and len(shape) == 3:
             channels, height, width = shape
@@ -134,7 +142,7 @@ class Slot:
 
     def as_large(self, message: Message) -> Tensor | None:
         """The activation of a message as the bytes of `large`, without a copy; None where there must be one."""
-        view, activation = self._activation_view(self._shape.max_batch), message.activation
+        view, activation = self._activation_view(self._shape.max_batch, self._shape.activation), message.activation
         same = (view.shape, view.dtype, view.device) == (activation.shape, activation.dtype, activation.device)
         order = sorted(range(view.dim()), key=view.stride, reverse=True)
         dense = activation.permute(order) if same else activation
@@ -145,14 +153,20 @@ class Slot:
         valid = len(message.target)
         if valid > self._shape.max_batch:
             raise ValueError(f"a batch of {valid} does not fit a link for {self._shape.max_batch}")
-        flags = (int(message.last), int(message.stop), int(message.vote is not None), message.count)
-        packed = _HEADER.pack(message.step, int(message.kind == "eval"), valid, *flags)
+        has = (int(message.vote is not None), int(message.partner is not None))
+        flags = (int(message.last), int(message.stop), *has, message.count)
+        shape = tuple(message.activation.shape[1:])
+        # The sides of a map, which may be smaller than the agreed ones; 0 for anything else.
+        sides = shape[1:] if len(shape) == 3 else (0, 0)
+        packed = _HEADER.pack(message.step, int(message.kind == "eval"), valid, *flags, *sides, message.partner_weight)
         self._header[: len(packed)].copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
         self._labels[:valid].copy_(message.target)
+        if message.partner is not None:
+            self._partners[:valid].copy_(message.partner)
         if message.vote is not None:
             classes = self._shape.num_classes
             self._votes[: valid * classes].view(valid, classes).copy_(message.vote)
-        view = self._activation_view(valid)
+        view = self._activation_view(valid, shape)
         if large:
             _copy(message.activation, view)
         return view.numel() * view.element_size() + 8 * valid + len(packed)
@@ -160,17 +174,19 @@ class Slot:
     def read(self) -> Message:
         """Views of what the slot holds."""
         raw = bytes(self._header[: _HEADER.size].cpu().numpy())
-        step, is_eval, valid, last, stop, has_vote, count = _HEADER.unpack(raw)
-        classes = self._shape.num_classes
+        step, is_eval, valid, last, stop, has_vote, has_partner, count, *sides, weight = _HEADER.unpack(raw)
+        classes, shape = self._shape.num_classes, self._shape.activation
         return Message(
             step=step,
             kind="eval" if is_eval else "train",
             last=bool(last),
             stop=bool(stop),
-            activation=self._activation_view(valid),
+            activation=self._activation_view(valid, (shape[0], *sides) if any(sides) else shape),
             target=self._labels[:valid],
             vote=self._votes[: valid * classes].view(valid, classes) if has_vote else None,
             count=count,
+            partner=self._partners[:valid] if has_partner else None,
+            partner_weight=weight,
         )
 
 

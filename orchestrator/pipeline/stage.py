@@ -11,15 +11,18 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hff.averages import WeightAverage
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update
+from hff.objectives import PrototypeHead
 from orchestrator.pipeline.gather import take_waited
 from orchestrator.pipeline.links import Kind, Message, Receiver, Sender
 from orchestrator.pipeline.trace import BESIDE, Trace
@@ -37,7 +40,8 @@ class NonFiniteLoss(ArithmeticError):
 class StageInput:
     """One batch as a stage sees it: `x` (B, ...) on the device, `target` (B,) int64, `vote` (B, C) or None.
 
-    `count`, the samples of all replicas together, comes with what the stage before sends.
+    `count`, the samples of all replicas together, comes with what the stage before sends. `partner` (B,) int64 are the
+    other labels of mixed images, with the weight `partner_weight` in the loss.
     """
 
     step: int
@@ -47,6 +51,8 @@ class StageInput:
     last: bool = False
     stop: bool = False
     count: int = 0
+    partner: Tensor | None = None
+    partner_weight: float = 0.0
 
 
 @dataclass
@@ -88,7 +94,8 @@ class Stage:
     `learning_rate(step, layer)` gives the rate of a layer by its global index, `trained(step)` the index of the
     only layer that trains at that step, or None when all do. `replicas` is the process group of the workers
     that hold the same layers, None when this worker is alone. `output_shape` is one sample's activation
-    behind the last layer. Each layer trains on a batch in `micro_batches` parts.
+    behind the last layer. Each layer trains on a batch in `micro_batches` parts. Where there are `averages`, one for
+    each layer, they are the weights that count; `updates(step)` is how many each layer that trains has had before.
     """
 
     first: int
@@ -104,9 +111,12 @@ class Stage:
     grad_clip: float | None = None
     micro_batches: int = 1
     replicas: dist.ProcessGroup | None = None
+    averages: Sequence[WeightAverage] = ()
+    updates: Callable[[int], int] = int
     times: StageTimes = field(default_factory=StageTimes)
     trace: Trace = field(default_factory=Trace)
     totals: list[LayerTotals] = field(init=False)
+    _settled: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.totals = [self._no_totals() for _ in self.layers]
@@ -124,6 +134,11 @@ class Stage:
         times.wait_replicas_s += sum(take_waited(layer) for layer in self.layers)
         return taken, times
 
+    def scales(self) -> list[float | None]:
+        """The factor between cosines and logits of each layer; None where its head has none."""
+        heads = (layer.head for layer in self.layers)
+        return [float(head.scale.detach()) if isinstance(head, PrototypeHead) else None for head in heads]
+
     def receive(self) -> StageInput:
         """The next batch from the stage before; its transfer was under way during the last step."""
         assert self.receiver is not None, "the first stage reads from a stream, not from a link"
@@ -134,7 +149,9 @@ class Stage:
             to = self.device
             vote = None if message.vote is None else message.vote.to(to)
             x, target = message.activation.to(to), message.target.to(to)
-        return StageInput(message.step, x, target, vote, message.last, message.stop, message.count)
+            partner = None if message.partner is None else message.partner.to(to)
+        flags = (message.last, message.stop, message.count)
+        return StageInput(message.step, x, target, vote, *flags, partner, message.partner_weight)
 
     def train_step(self, batch: StageInput) -> bool:
         """Train the layers of this stage on one batch. Returns whether the run stops after this step.
@@ -151,6 +168,7 @@ class Stage:
             if index > last_trained:
                 break
             if active is not None and index < active:
+                self._settle(i)
                 with self.trace.span("forward", index):
                     x = self._pass_frozen(layer, x)
                 continue
@@ -161,6 +179,8 @@ class Stage:
                 x,
                 batch.target,
                 count=count,
+                partner=batch.partner,
+                partner_weight=batch.partner_weight,
                 micro_batches=self._parts(count),
                 autocast_dtype=self.autocast_dtype,
                 phase=functools.partial(self.trace.span, layer=index),
@@ -222,6 +242,20 @@ class Stage:
         if self.device.type == "cpu" and not math.isfinite(loss_sum):
             raise NonFiniteLoss(layer, step)
 
+    def _settle(self, i: int) -> None:
+        """A layer that has learned all that it will is its average from then on: what counts is what is built upon."""
+        if self.averages and i not in self._settled:
+            self.averages[i].adopt()
+            self._settled.add(i)
+
+    @contextmanager
+    def weights_that_count(self) -> Iterator[None]:
+        """All layers with their averages for weights, where there are any."""
+        with ExitStack() as stack:
+            for average in self.averages:
+                stack.enter_context(average.in_place())
+            yield
+
     def _pass_frozen(self, layer: LocalLayer, x: Tensor) -> Tensor:
         layer.eval()
         with torch.no_grad(), self._autocast():
@@ -239,7 +273,8 @@ class Stage:
             x = x.clone()  # handed on as it came: its buffer is received into again before it has gone
         waited = self.sender.waited_s
         with self.trace.span("send"):
-            self.sender.send(Message(batch.step, kind, batch.last, stop, x, batch.target, vote, count))
+            mix = (batch.partner, batch.partner_weight)
+            self.sender.send(Message(batch.step, kind, batch.last, stop, x, batch.target, vote, count, *mix))
         self.times.wait_output_s += self.sender.waited_s - waited
 
     def _begin_sum(self, i: int) -> _Sum | None:
@@ -277,6 +312,8 @@ class Stage:
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate(step, self.first + i)
             local_update(layer, optimizer)
+            if self.averages:
+                self.averages[i].update(self.updates(step))
         self.totals[i].seconds += time.perf_counter() - began
 
     @torch.no_grad()

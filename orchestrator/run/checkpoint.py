@@ -21,12 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hff.averages import WeightAverage
 from hff.layers import LocalLayer
 from orchestrator.errors import CheckpointError, OrchestratorError
 from orchestrator.run.folder import RunFolder, read_json, write_atomically, write_json
 
 _STEP = re.compile(r"step_(\d{9})")
 _FORMAT = 1
+# Before the names of weights that learn, where others count: optimizer slots stand behind a name.
+_LEARNING = "learning/"
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,19 @@ class LayerState:
     optimizer: Mapping[str, Tensor]
 
 
-def layer_state(layer: LocalLayer, optimizer: torch.optim.Optimizer, *, apart: bool = False) -> LayerState:
-    """What a checkpoint has of a layer; `apart`: in memory of its own, which further training does not change."""
-    return LayerState(layer_tensors(layer, apart=apart), _optimizer_tensors(layer, optimizer, apart=apart))
+def layer_state(
+    layer: LocalLayer, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None, *, apart: bool = False
+) -> LayerState:
+    """What a checkpoint has of a layer; `apart`: in memory of its own, which further training does not change.
+
+    Of a layer with an `average`, that is what its weights are for everybody; those that learn lie with the optimizer.
+    """
+    weights = layer_tensors(layer, apart=apart)
+    learning = _optimizer_tensors(layer, optimizer, apart=apart)
+    if average is not None:
+        learning |= {f"{_LEARNING}{name}": weights[name] for name in average.weights}
+        weights |= {name: _on_cpu(value, apart=apart) for name, value in average.weights.items()}
+    return LayerState(weights, dict(sorted(learning.items())))
 
 
 def save_layer(where: Path, index: int, state: LayerState) -> list[FileEntry]:
@@ -224,17 +237,29 @@ def read_state(where: Path) -> dict[str, Any]:
     return state
 
 
-def load_layer(where: Path, index: int, layer: LocalLayer, optimizer: torch.optim.Optimizer | None = None) -> None:
+def load_layer(
+    where: Path,
+    index: int,
+    layer: LocalLayer,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: WeightAverage | None = None,
+) -> None:
     """Read one layer's weights, and its optimizer state where `optimizer` is given.
 
-    Raises CheckpointError naming the file when it is missing or does not fit the layer.
+    With `average` they are the average's too; with both, the layer gets those that were learning. Raises
+    CheckpointError naming the file when it is missing or does not fit the layer.
     """
     path = where / f"layer_{index:02d}.safetensors"
     try:
         layer.load_state_dict(load_file(path))
+        if average is not None:
+            average.restart()
         if optimizer is not None:
             path = where / f"layer_{index:02d}.optim.safetensors"
-            _restore_optimizer(layer, optimizer, load_file(path))
+            tensors = load_file(path)
+            if average is not None:
+                average.restore({name: tensors.pop(f"{_LEARNING}{name}") for name in average.weights})
+            _restore_optimizer(layer, optimizer, tensors)
     except (OSError, SafetensorError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"{path}: does not fit layer {index}: {error}") from error
 

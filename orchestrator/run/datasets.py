@@ -18,12 +18,13 @@ from orchestrator.data.agree import open_all
 from orchestrator.data.decode import Fault
 from orchestrator.data.features import FeatureFolders, FeatureSet, FeatureSource
 from orchestrator.data.index import Index
-from orchestrator.data.order import epoch_order
+from orchestrator.data.order import training_order
 from orchestrator.data.pack import pack
 from orchestrator.data.prefetch import foreseen
 from orchestrator.data.processes import in_processes
 from orchestrator.data.remote import summed
 from orchestrator.data.remote_index import RemoteShards, open_data
+from orchestrator.data.resize import training_size
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, Foresee, ImageSource, Source, TrainStream, no_foresight
 from orchestrator.data.threads import loader_threads
@@ -144,8 +145,15 @@ class Sources:
             seed=seed,
             labels=labels,
             keep_bytes=data["decoded_cache_mb"] * 10**6,
+            training_size=self._training_size(),
             **self._decoding,
         )
+
+    def _training_size(self) -> Callable[[int], int] | None:
+        data, epochs = self._job["data"], self._job["train"]["epochs"]
+        if data["progressive"] is None:
+            return None
+        return partial(training_size, full=data["image_size"], epochs=epochs, **data["progressive"])
 
     def evaluation(self, part: Part) -> Source:
         """Samples without augmentation."""
@@ -189,6 +197,8 @@ def train_stream(
         bad_sample_budget=data["bad_sample_budget"],
         foresee=_foresight(part, features, parts=not processes),
         elsewhere=elsewhere,
+        mixing=data["augment"],
+        repeat=data["repeat_batch"],
     )
 
 
@@ -212,12 +222,13 @@ def _foresight(part: Part, features: FeatureFolders | None, *, parts: bool = Tru
 
 def planned_keys(part: Part, job: dict[str, Any], epoch: int, samples: int) -> list[str]:
     """Keys of the first `samples` samples of an epoch, in order."""
-    order = epoch_order(
+    order = training_order(
         part.subset,
         seed=job["train"]["seed"],
         epoch=epoch,
         lanes=job["data"]["lanes"],
         window=job["data"]["shuffle_window"],
+        repeated=job["train"]["global_batch_size"] if job["data"]["repeat_batch"] else None,
     )
     return [part.index.key(int(i)) for i in order[:samples]]
 
@@ -321,7 +332,10 @@ class TrainFeed:
         x = self._normalise(batch.images)
         if self._pairs is not None:
             x = self._pairs(x, labels, batch.indices, step)
-        return StageInput(step, x, labels, stop=self._stop_requested())
+        partner = None if batch.partners is None else batch.partners.to(labels.device, non_blocking=True)
+        return StageInput(
+            step, x, labels, stop=self._stop_requested(), partner=partner, partner_weight=1 - batch.weight
+        )
 
     def take_consumed(self) -> list[tuple[int, Indices, list[int]]]:
         """Step, samples and left-out samples of every batch since the last call."""

@@ -56,12 +56,15 @@ def epoch(
             loss[part["first"] + i] += part["loss"][i]
             correct[part["first"] + i] += part["correct"][i]
             samples[part["first"] + i] += part["samples"][i]
+    # Replicas have the same scales.
+    firsts = sorted({part["first"]: part for part in parts}.values(), key=lambda part: part["first"])
     return {
         "event": "epoch",
         "epoch": -(-done // schedule.steps_per_epoch),
         "step": done,
         "images_per_second": images_per_second,
         "train_loss": [x / n if n else None for x, n in zip(loss, samples, strict=True)],
+        "scale": [x for part in firsts for x in part["scale"]],
         "train_top1": [x / n if n else None for x, n in zip(correct, samples, strict=True)],
         "val_top1": None if evaluation is None else evaluation.top1,
         "val_top5": None if evaluation is None else evaluation.top5,

@@ -92,6 +92,11 @@ class RunFolder:
         return self.path / "model-card.md"
 
     @property
+    def probe(self) -> Path:
+        """What `eval --probe` found of the run's own validation data."""
+        return self.path / "probe.json"
+
+    @property
     def objective(self) -> Path:
         """The copy of the user's own objective, where the job has one."""
         return self.path / "objective.py"

@@ -200,6 +200,7 @@ class Loop:
             "loss": [float(t.loss) for t in totals],
             "correct": [int(t.correct) for t in totals],
             "samples": [t.samples for t in totals],
+            "scale": self.stage.scales(),
             "layer_s": [t.seconds for t in totals],
             "times": times,
             "stage": self.mesh.place(self.context.rank)[0],
@@ -271,13 +272,14 @@ class Loop:
             return
         self.heartbeat.state.update(phase="fit votes")
         _, replica = self.mesh.place(self.context.rank)
-        self.vote_weights = fit_votes(
-            self.stage,
-            self._eval_batches(self.datasets.vote),
-            layers=layers,
-            replica=replica,
-            control=self.control,
-        )
+        with self.stage.weights_that_count():
+            self.vote_weights = fit_votes(
+                self.stage,
+                self._eval_batches(self.datasets.vote),
+                layers=layers,
+                replica=replica,
+                control=self.control,
+            )
         self.stage.take_totals()
         self.window = time.perf_counter()
 
@@ -302,15 +304,16 @@ class Loop:
         stage_index, _ = self.mesh.place(self.context.rank)
         layers = len(self.assignment.layer_names)
         depth = self.schedule.depth(done, layers)
-        result = evaluate(
-            self.stage,
-            self._eval_batches(part),
-            vote_weights=network.votes(self.assignment.job["model"], layers, depth, self.vote_weights),
-            num_classes=self.assignment.num_classes,
-            is_last=stage_index == self.mesh.stages - 1,
-            control=self.control,
-            mistakes=mistakes,
-        )
+        with self.stage.weights_that_count():
+            result = evaluate(
+                self.stage,
+                self._eval_batches(part),
+                vote_weights=network.votes(self.assignment.job["model"], layers, depth, self.vote_weights),
+                num_classes=self.assignment.num_classes,
+                is_last=stage_index == self.mesh.stages - 1,
+                control=self.control,
+                mistakes=mistakes,
+            )
         self.stage.take_totals()
         self.heartbeat.state.update(phase="train")
         return result
@@ -345,14 +348,9 @@ class Loop:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if self.stage.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.stage.device)
-        parts = self.control.gather(
-            {
-                "hashes": {
-                    self.stage.first + i: checkpoint.layer_sha256(layer) for i, layer in enumerate(self.stage.layers)
-                },
-                "memory": memory,
-            }
-        )
+        with self.stage.weights_that_count():
+            own = {self.stage.first + i: checkpoint.layer_sha256(layer) for i, layer in enumerate(self.stage.layers)}
+        parts = self.control.gather({"hashes": own, "memory": memory})
         if not self._leads:
             return
         hashes = {index: value for part in parts for index, value in part["hashes"].items()}
@@ -373,6 +371,8 @@ class Loop:
         )
         if self.vote_weights is not None:
             summary["vote_weights"] = self.vote_weights
+        if self.stage.averages:
+            summary["evaluated_weights"] = "averaged"
         if val is not None and self.datasets.val is not None:
             write_json(self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion})
             shown = mistakes.described(val.mistakes, self.datasets.val.index, self.datasets.val.subset)

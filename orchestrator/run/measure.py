@@ -16,7 +16,7 @@ from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job
 from orchestrator.pipeline.cost import LayerCost
 from orchestrator.run import network
-from orchestrator.run.worker import keep_freed_memory
+from orchestrator.run.device import keep_freed_memory
 
 # The batch that layers are measured with, where the job's own is larger.
 _BATCH = 64

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from safetensors import SafetensorError
 
+from hff.averages import WeightAverage
 from orchestrator.errors import OrchestratorError
 from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint
@@ -93,8 +94,9 @@ class Saver:
             self._beside = None
 
     def _layers(self, *, apart: bool) -> dict[int, checkpoint.LayerState]:
-        both = zip(self.stage.layers, self.stage.optimizers, strict=True)
-        return {self.stage.first + i: checkpoint.layer_state(*pair, apart=apart) for i, pair in enumerate(both)}
+        averages: Sequence[WeightAverage | None] = self.stage.averages or [None] * len(self.stage.layers)
+        each = zip(self.stage.layers, self.stage.optimizers, averages, strict=True)
+        return {self.stage.first + i: checkpoint.layer_state(*parts, apart=apart) for i, parts in enumerate(each)}
 
     def _write_beside(self, save: _Save) -> None:
         try:

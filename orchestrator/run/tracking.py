@@ -172,6 +172,8 @@ def epoch_metrics(event: Mapping[str, Any]) -> dict[str, float]:
         metrics["train/loss"] = next((x for x in reversed(losses) if x is not None), None)
         for i, loss in enumerate(losses):
             metrics[f"layer/{i:02d}/train_loss"] = loss
+        for i, scale in enumerate(event.get("scale") or []):
+            metrics[f"layer/{i:02d}/scale"] = scale
         for share in _SHARES:
             for i, value in enumerate(event.get(share) or []):
                 metrics[f"stage/{i}/{share}"] = value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import time
 import traceback
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from hff.averages import WeightAverage
 from hff.layers import LocalLayer
 from hff.local import make_optimizer
 from orchestrator.data.features import FeatureFolders
@@ -27,6 +27,7 @@ from orchestrator.run import checkpoint, network
 from orchestrator.run.attached import StoreAddress, Uploads, attached
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Normalise, Numbers, Ready, open_datasets
+from orchestrator.run.device import compile_layers, prepare_torch
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.loop import Loop
@@ -160,7 +161,9 @@ def _work(
     optimizers = [
         _optimizer(layer, of_layer(job["train"], job["per_layer"], first + i)) for i, layer in enumerate(layers)
     ]
-    _load_layers(assignment, schedule, first, layers, optimizers)
+    decay = job["train"]["ema_decay"]
+    averages = [WeightAverage(layer, decay) for layer in layers] if decay else []
+    _load_layers(assignment, schedule, first, layers, optimizers, averages)
     if assignment.features is not None:
         _refuse_other_trunk(assignment, first, layers)
         layers = fed(layers, first, assignment.features.parts)
@@ -168,6 +171,8 @@ def _work(
     if peers is not None:
         for layer in layers:
             synchronise(layer, peers)
+    if job["train"]["compile"]:
+        compile_layers(layers)
     receiver, sender = _links(assignment, mesh, context.rank, device, control)
     stage = Stage(
         first=first,
@@ -183,6 +188,8 @@ def _work(
         grad_clip=job["train"]["grad_clip"],
         micro_batches=assignment.micro_batches,
         replicas=peers,
+        averages=averages,
+        updates=lambda step: step % schedule.steps_per_phase,
     )
     saver = _saver(assignment, folder, stage, mesh, context, uploads)
     try:
@@ -243,6 +250,7 @@ def _load_layers(
     first: int,
     layers: list[LocalLayer],
     optimizers: list[torch.optim.Optimizer],
+    averages: list[WeightAverage],
 ) -> None:
     """Bring the layers from `first` on to the state of the checkpoint to go on from.
 
@@ -255,9 +263,10 @@ def _load_layers(
     begun = len(assignment.layer_names)
     if not assignment.weights_only:
         begun = schedule.depth(checkpoint.read_state(source)["step"], begun)
-    for index, (layer, optimizer) in enumerate(zip(layers, optimizers, strict=True), start=first):
-        if index < begun:
-            checkpoint.load_layer(source, index, layer, None if assignment.weights_only else optimizer)
+    for i, (layer, optimizer) in enumerate(zip(layers, optimizers, strict=True)):
+        if first + i < begun:
+            average = averages[i] if averages else None
+            checkpoint.load_layer(source, first + i, layer, None if assignment.weights_only else optimizer, average)
 
 
 def _refuse_other_trunk(assignment: Assignment, first: int, layers: Sequence[LocalLayer]) -> None:
@@ -276,31 +285,6 @@ def _ready(assignment: Assignment, device: torch.device) -> Ready:
     """What makes the network's input of a batch."""
     dtype = network.DTYPES[assignment.job["train"]["precision"]]
     return Numbers(device, dtype) if assignment.features else Normalise(assignment.job["data"], device, dtype)
-
-
-def prepare_torch(cluster: dict[str, Any], device: torch.device) -> None:
-    """Threads and determinism: the same bits for the same job on the same kind of machine."""
-    if device.type == "cpu":
-        keep_freed_memory()
-        torch.set_num_threads(cluster["threads_per_worker"])
-    else:
-        torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-
-
-def keep_freed_memory() -> None:
-    """Let glibc's allocator give no memory back to the system, and take none of it by mmap.
-
-    Activations have the same sizes in every step. By default each large one is new memory every time, whose pages
-    the system has to find and zero at first touch: a sixth of a step of convolutions. Does nothing without glibc.
-    """
-    trim_threshold, mmap_max = -1, -4
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(mmap_max, 0)
-        library.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _own_layers(assignment: Assignment, stage_index: int, device: torch.device) -> list[LocalLayer]:
@@ -364,6 +348,9 @@ def _links(
             max_batch=assignment.max_batch,
             num_classes=assignment.num_classes,
             memory_format="channels_last",
+            labels=2
+            if assignment.job["data"]["augment"]["mixup"] or assignment.job["data"]["augment"]["cutmix"]
+            else 1,
         )
 
     return open_links(

@@ -90,34 +90,71 @@ def bar_plot(values: Sequence[tuple[str, float]], label: str = "accuracy of each
 
 def heat_map(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     """A confusion matrix: rows are true classes, shades are fractions of the row."""
-    n = len(matrix)
-    cell = max(6.0, min(38.0, 470.0 / n))
-    left, top = (90.0, 24.0) if n <= 30 else (20.0, 20.0)
-    size = n * cell
-    parts = [f'<text x="{left + size / 2:.0f}" y="12" text-anchor="middle">predicted</text>']
+    cells = []
     for t, row in enumerate(matrix):
         total = sum(row) or 1
-        for p, count in enumerate(row):
-            share = count / total
-            shade = "#2f9e6e" if t == p else "#c23b66"
+        cells.append(
+            [
+                ("#2f9e6e" if t == p else "#c23b66", count / total, str(count or ""), f"called {names[p]}: {count}")
+                for p, count in enumerate(row)
+            ]
+        )
+    return _map(cells, names, "predicted", "confusion matrix")
+
+
+def similarity_map(matrix: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+    """Cosines between classes: blue above 0, red below."""
+    cells = [
+        [
+            (COLOURS[0] if cosine >= 0 else COLOURS[5], abs(cosine), f"{cosine:.2f}", f"and {names[p]}: {cosine:.2f}")
+            for p, cosine in enumerate(row)
+        ]
+        for row in matrix
+    ]
+    return _map(cells, names, "", "cosines between prototypes")
+
+
+def usage_map(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    """Samples of each class (a row) by the nearest of its prototypes, most used first; shades are shares of the row."""
+    cells = []
+    for row in matrix:
+        total = sum(row) or 1
+        ordered = sorted(row, reverse=True)
+        cells.append([(COLOURS[2], n / total, str(n), f"prototype {m + 1}: {n}") for m, n in enumerate(ordered)])
+    return _map(cells, names, "prototypes, most used first", "usage of prototypes")
+
+
+# Colour, shade in [0, 1], text and what a pointer is told.
+_Cell = tuple[str, float, str, str]
+
+
+def _map(cells: Sequence[Sequence[_Cell]], names: Sequence[str], across: str, label: str) -> str:
+    """A table of shaded cells, a row for each name; the texts are there while they fit."""
+    n, columns = len(cells), len(cells[0])
+    cell = max(6.0, min(38.0, 470.0 / max(n, columns)))
+    left, top = (90.0, 24.0) if n <= 30 else (20.0, 20.0)
+    width, height = columns * cell, n * cell
+    parts = [f'<text x="{left + width / 2:.0f}" y="12" text-anchor="middle">{escape(across)}</text>']
+    for t, row in enumerate(cells):
+        for p, (shade, share, text, told) in enumerate(row):
             x, y = left + p * cell, top + t * cell
             parts.append(
                 f'<rect class="cell" x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}" '
-                f'fill="{shade}" fill-opacity="{0 if not count else 0.08 + 0.92 * share:.3f}">'
-                f"<title>{escape(names[t])} called {escape(names[p])}: {count}</title></rect>"
+                f'fill="{shade}" fill-opacity="{0 if not share else 0.08 + 0.92 * share:.3f}">'
+                f"<title>{escape(names[t])} {escape(told)}</title></rect>"
             )
-            if n <= 12:
+            if max(n, columns) <= 12:
                 light = ' style="fill:#fff"' if share > 0.5 else ""
                 parts.append(
                     f'<text x="{x + cell / 2:.1f}" y="{y + cell / 2 + 4:.1f}" text-anchor="middle" '
-                    f'font-size="10"{light}>{count or ""}</text>'
+                    f'font-size="10"{light}>{text}</text>'
                 )
         if n <= 30:
             parts.append(
                 f'<text x="{left - 6:.0f}" y="{top + t * cell + cell / 2 + 4:.1f}" text-anchor="end">'
                 f"{escape(names[t][:14])}</text>"
             )
-    return svg(left + size + 8, top + size + 8, parts, "confusion matrix")
+    return svg(left + width + 8, top + height + 8, parts, label)
 
 
 def svg(width: float, height: float, parts: Sequence[str], label: str) -> str:

@@ -14,7 +14,7 @@ from orchestrator.job.resolved import flatten
 from orchestrator.job.show import show
 from orchestrator.pipeline.trace import PHASES
 from orchestrator.run.folder import RunFolder, read_json, write_atomically
-from orchestrator.show import html, plots, search_page
+from orchestrator.show import html, plots, probes, search_page
 from orchestrator.show.compare import LEFT_OUT, differing_keys
 from orchestrator.show.gantt import gantt
 from orchestrator.show.pace import pace
@@ -47,6 +47,8 @@ class _Run:
         self.summary: dict[str, Any] = read_json(folder.summary) or {}
         self.confusion: dict[str, Any] | None = read_json(folder.confusion)
         self.mistakes: list[dict[str, Any]] = read_json(folder.mistakes) or []
+        self.probe: dict[str, Any] | None = read_json(folder.probe)
+        self.classes: list[str] = read_json(folder.classes) or []
         self.trace: dict[str, Any] | None = read_json(folder.trace)
         self.attempts: list[dict[str, Any]] = read_json(folder.attempts) or []
         self.job = folder.job.read_text(encoding="utf-8")
@@ -107,7 +109,9 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
         plots.layer_curves(run.events, run.names), x_label="epoch", y_label="val top-1", percent=True
     )
     parts.append(html.plot_card("Accuracy of each layer over epochs", accuracy, _numbered(run.names)))
-    parts.append(html.plot_card("Training loss of each layer", _losses(run), _numbered(run.names)))
+    parts.append(html.plot_card("Training loss of each layer", _curves(run, "train_loss"), _numbered(run.names)))
+    if any(x is not None for e in run.epochs for x in e.get("scale") or []):
+        parts.append(html.plot_card("Scale of each layer's logits", _curves(run, "scale"), _numbered(run.names)))
     layers = [(f"{x['index']} {x['name']}", x["val_top1"]) for x in s.get("layers", [])]
     if s.get("vote_weights"):
         rows = [(name, f"{weight:.3f}") for (name, _), weight in zip(layers, s["vote_weights"], strict=True)]
@@ -129,6 +133,8 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
     if run.confusion is not None:
         drawn = plots.heat_map(run.confusion["matrix"], run.confusion["classes"])
         parts.append(html.plot_card("Confusion of the final network on the validation data", drawn, []))
+    if run.probe is not None:
+        parts += probes.cards(run.probe, run.classes)
     parts.append(html.card("Attempts", _attempts(run)))
     parts.append("</div>")
     if run.mistakes:
@@ -164,6 +170,7 @@ def _numbers(run: _Run) -> str:
         "training time": duration(s["wall_seconds"]) if s else "-",
         "workers": str(s.get("world_size", run.plan.get("workers", "-"))),
         "pipeline efficiency": percent(s.get("pipeline_efficiency")),
+        **({"weights that count": s["evaluated_weights"]} if "evaluated_weights" in s else {}),
         "peak memory": amount(max(s["peak_memory_bytes"]), "B") if s else "-",
     }
     return html.numbers(shown)
@@ -173,12 +180,13 @@ def _numbered(names: Sequence[str]) -> list[str]:
     return [f"{i} {name}" for i, name in enumerate(names)]
 
 
-def _losses(run: _Run) -> str:
+def _curves(run: _Run, key: str) -> str:
+    """A number of each layer over epochs."""
     curves = {
-        name: [(float(e["epoch"]), e["train_loss"][i]) for e in run.epochs if e["train_loss"][i] is not None]
+        name: [(float(e["epoch"]), e[key][i]) for e in run.epochs if e.get(key) and e[key][i] is not None]
         for i, name in enumerate(_numbered(run.names))
     }
-    return plots.line_plot({n: c for n, c in curves.items() if c}, x_label="epoch", y_label="loss")
+    return plots.line_plot({n: c for n, c in curves.items() if c}, x_label="epoch", y_label=key.replace("_", " "))
 
 
 def _per_epoch(

@@ -15,7 +15,7 @@ from orchestrator.data.augment import Augmenter
 from orchestrator.data.decode import decode
 from orchestrator.data.index import Index
 from orchestrator.data.jpeg import decode_plain
-from orchestrator.data.resize import resize_into
+from orchestrator.data.resize import resize_into, training_size
 from orchestrator.data.stream import ImageSource
 from tests.conftest import TEST_DATA
 from tests.data.conftest import encoded, noise
@@ -121,3 +121,20 @@ def test_photographs_differ_from_pillow_by_less_than_a_fifth_of_a_level() -> Non
             differences.append(np.abs(row.astype(int) - decode(data, **options)).mean())
     assert len(differences) > 10
     assert np.mean(differences) <= 0.2
+
+
+def test_training_images_grow_to_their_size_over_a_share_of_the_epochs() -> None:
+    sizes = [training_size(epoch, full=64, epochs=10, from_size=30, until=0.5) for epoch in range(20)]
+    assert sizes[:10] == [30, 36, 40, 48, 56, 64, 64, 64, 64, 64]
+    assert sizes[10:] == sizes[:10], "of layers trained one after the other, each begins anew"
+
+
+def test_a_source_makes_images_of_the_size_of_their_epoch_and_of_full_size_for_evaluation(small: Index) -> None:
+    source = ImageSource(
+        small, image_size=16, channels=3, keep_bytes=10**6, training_size=lambda epoch: (8, 12, 16)[epoch]
+    )
+    indices = np.arange(4)
+    assert [source.batch(indices, epoch).images.shape[2:] for epoch in range(3)] == [(8, 8), (12, 12), (16, 16)]
+    assert source.batch(indices).images.shape == (4, 3, 16, 16)
+    small_image = ImageSource(small, image_size=8, channels=3).batch(indices).images
+    assert torch.equal(source.batch(indices, 0).images, small_image)

@@ -34,6 +34,8 @@ EXPECTED = {
     "search-cifar10",
     "search-digits",
     "search-layerwise",
+    "tiny-imagenet20",
+    "tiny-imagenet20-bp",
 }
 
 every_job = pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
@@ -98,14 +100,15 @@ def test_a_job_can_be_checked_and_described_without_its_data(path: Path) -> None
         assert len(layer_shapes(job, classes)) >= (job.cluster.stages if isinstance(job.cluster.stages, int) else 1)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10-cpu", "imagenet"])
-def test_a_control_differs_from_its_job_in_the_objective_alone(name: str) -> None:
+@pytest.mark.parametrize("name", ["cifar10", "cifar10-cpu", "imagenet", "tiny-imagenet20"])
+def test_a_control_differs_from_its_job_in_the_objective_and_a_learning_rate_of_its_own(name: str) -> None:
     local, control = load_job(JOBS / f"{name}.yaml"), load_job(JOBS / f"{name}-bp.yaml")
     assert control.objective.name == "bp"
     changed = differences(job_to_dict(local), job_to_dict(control))
     assert changed
-    assert all(line.startswith("objective.") for line in changed)
-    assert (local.data.train, local.data.val) == (control.data.train, control.data.val)
+    assert all(line.startswith(("objective.", "train.lr: ")) for line in changed)
+    places = [(job.data.train, job.data.val, job.data.test) for job in (local, control)]
+    assert places[0] == places[1]
 
 
 def test_the_quickstart_is_two_stages_on_two_workers() -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def message(step: int, valid: int, shape: LinkShape = SHAPE, **flags: Any) -> Me
         activation = activation.contiguous(memory_format=torch.channels_last)
     vote = torch.randn(valid, shape.num_classes, generator=generator) if flags.pop("vote", False) else None
     target = torch.randint(7, (valid,), generator=generator)
-    defaults = {"kind": "train", "last": False, "stop": False}
-    return Message(step, **{**defaults, **flags}, activation=activation, target=target, vote=vote)
+    partner = torch.randint(7, (valid,), generator=generator) if shape.labels == 2 else None
+    defaults = {"kind": "train", "last": False, "stop": False, "partner_weight": 0.25 if partner is not None else 0.0}
+    return Message(step, **{**defaults, **flags}, activation=activation, target=target, vote=vote, partner=partner)
 
 
 def assert_same(got: Message, sent: Message) -> None:
@@ -67,10 +69,37 @@ def assert_same(got: Message, sent: Message) -> None:
     assert torch.equal(got.activation, sent.activation)
     assert got.activation.stride() == sent.activation.stride() or got.activation.numel() == 0
     assert torch.equal(got.target, sent.target)
+    assert (got.partner is None) == (sent.partner is None)
+    if sent.partner is not None:
+        assert got.partner is not None
+        assert torch.equal(got.partner, sent.partner)
+    assert got.partner_weight == sent.partner_weight
     assert (got.vote is None) == (sent.vote is None)
     if sent.vote is not None:
         assert got.vote is not None
         assert torch.equal(got.vote, sent.vote)
+
+
+def test_labels_of_mixed_samples_travel_with_their_weight(pair: Callable[..., Pair]) -> None:
+    shape = replace(SHAPE, labels=2)
+    sender, receiver = pair(shape)
+    for step, valid in enumerate((5, 3, 0)):
+        sent = message(step, valid, shape, vote=step == 1)
+        sender.send(sent)
+        assert_same(receiver.recv(), sent)
+    plain = message(9, 4)
+    sender.send(plain)
+    assert_same(receiver.recv(), plain)
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
+def test_maps_may_be_smaller_than_the_link_was_made_for(pair: Callable[..., Pair], memory_format: Any) -> None:
+    shape = replace(SHAPE, memory_format=memory_format)
+    sender, receiver = pair(shape)
+    for step, sides in enumerate(((2, 2), (3, 2), (2, 2))):
+        sent = message(step, 3, replace(shape, activation=(4, *sides)))
+        sender.send(sent)
+        assert_same(receiver.recv(), sent)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
