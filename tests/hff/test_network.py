@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -251,8 +252,8 @@ assert "torch._dynamo" not in sys.modules
 named = dict(theirs.named_parameters())
 groups = [{{"params": [named["body.0.weight"]], "weight_decay": 0.5}},
           {{"params": [p for n, p in named.items() if n != "body.0.weight" and p.requires_grad]}}]
-reference = {{"adamw": lambda: torch.optim.AdamW(groups, lr=0.1, weight_decay=0.0),
-             "sgd": lambda: torch.optim.SGD(groups, lr=0.1, momentum=0.8)}}[{name!r}]()
+reference = {{"adamw": lambda: torch.optim.AdamW(groups, lr=0.1, weight_decay=0.0, fused=True),
+             "sgd": lambda: torch.optim.SGD(groups, lr=0.1, momentum=0.8, fused=True)}}[{name!r}]()
 for x, target in batches:
     local_forward_backward(theirs, x, target, count=4)
     reference.step()
@@ -305,3 +306,23 @@ def test_impossible_shapes_are_refused_with_the_layer() -> None:
 def test_importing_hff_and_its_shapes_does_not_import_torch() -> None:
     code = "import sys, hff, hff.shapes, hff.schedules, hff.randomness; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_fused_updates_are_those_of_torchs_plain_loop_whatever_the_memory_layout(name: str) -> None:
+    options, shape = ARCHITECTURES["vgg"]
+    layer = build_layers(options, shape, HEADS["hff"], seed=0)[0].to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(layer)
+    ours = make_optimizer(layer, name, lr=0.1)
+    reference = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name](
+        plain.parameters(), lr=0.1, weight_decay=0.0, foreach=False, **({"momentum": 0.9} if name == "sgd" else {})
+    )
+    x, target = batch(shape)
+    x = x.contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        for unit, optimizer in ((layer, ours), (plain, reference)):
+            local_forward_backward(unit, x, target, count=6)
+            optimizer.step()
+            optimizer.zero_grad()
+    for (key, mine), theirs in zip(layer.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=key)
