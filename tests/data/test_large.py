@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from orchestrator.data.index import Shard, file_sha256, member_dtype, open_index, write_index
+from orchestrator.data.mixing import Mix
 from orchestrator.data.pack import pack
 from orchestrator.data.stream import Batch, ImageSource, Indices, TrainStream
 from tests.data.conftest import encoded, noise, write_tar
@@ -74,7 +75,7 @@ def test_the_first_batch_at_any_place_reads_its_own_members_only(huge: Path, mon
 class Nothing:
     """Batches without images: what is left is what the order and the stream take."""
 
-    def batch(self, indices: Indices, epoch: int | None = None) -> Batch:
+    def batch(self, indices: Indices, epoch: int | None = None, mix: Mix | None = None) -> Batch:
         return Batch(torch.zeros(0), torch.zeros(0), indices, {})
 
 
