@@ -258,11 +258,11 @@ def test_a_wish_to_stop_reaches_workers_that_do_not_see_the_drivers_disk(
                 wait_until(stop.exists)
             run_here(assignment, LocalContext())
 
-    job = load_job(tiny_job("stopped"), [f"runs={store.url}", f"train.max_hours={1 / 3600}"])
+    job = load_job(tiny_job("stopped"), [f"runs={store.url}", f"train.max_hours={1 / 3600}", "train.epochs=50"])
     with pytest.raises(Interrupted, match=r"stopped was stopped after step \d+ and saved"):
         run_job(job, say=lambda _: None, launch=far)
     assert store.json("stopped/outcome.json")["status"] == "interrupted"
-    assert len(store.steps("stopped")) == 1
+    assert store.steps("stopped")[-1] < 50 * 14
     assert not [name for name in store.files("stopped") if name.startswith("stop-")], "the wish was granted"
 
 
