@@ -13,6 +13,8 @@ _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 40
 # Letters are of 10 pixels and more; below 8 nobody reads them.
 _READABLE = 0.82
+# Alone in a wide card it would shout.
+_LARGEST = 1.4
 
 
 def colour(i: int) -> str:
@@ -163,7 +165,7 @@ def svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
         f'aria-label="{escape(label)}" font-family="system-ui, sans-serif" font-size="11" '
         # Where there is less room, on a phone, it is moved sideways, so that its letters can be read.
-        f'style="min-width:{_READABLE * width:.0f}px">'
+        f'style="min-width:{_READABLE * width:.0f}px;max-width:{_LARGEST * width:.0f}px">'
         + "<style>text{fill:#667}.grid{stroke:#8884;stroke-width:1}.cell{stroke:#8883;stroke-width:.5}</style>"
         + "".join(parts)
         + "</svg>"

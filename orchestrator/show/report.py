@@ -81,15 +81,23 @@ def _comparison(runs: Sequence[_Run]) -> str:
                 str(s.get("seed", "-")),
             )
         )
-    curves = {
-        run.name: [(float(e["epoch"]), e["val_top1"]) for e in run.epochs if e["val_top1"] is not None] for run in runs
-    }
+    curves = {run.name: _accuracy(run) for run in runs}
     drawn = plots.line_plot({n: c for n, c in curves.items() if c}, x_label="epoch", y_label="val top-1", percent=True)
     return (
         html.card("Side by side", html.table(head, rows))
         + html.plot_card("val top-1 over epochs", drawn, list(curves))
         + html.card("What differs in their jobs", _differing(runs))
     )
+
+
+def _accuracy(run: _Run) -> list[tuple[float, float]]:
+    """(epoch, val top-1) as far as it was measured, that of the final weights last."""
+    points, epoch = [], 0.0
+    for event in run.events:
+        epoch = float(event["epoch"]) if event["event"] == "epoch" else epoch
+        if event["event"] in ("epoch", "final") and event["val_top1"] is not None:
+            points.append((epoch, float(event["val_top1"])))
+    return points
 
 
 def _differing(runs: Sequence[_Run]) -> str:
