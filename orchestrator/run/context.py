@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch.distributed as dist
@@ -45,13 +46,17 @@ class LocalContext:
 
 
 class Control:
-    """Small objects between all workers, over gloo, away from the activations."""
+    """Small objects between all workers, over gloo, away from the activations.
 
-    def __init__(self, world_size: int) -> None:
+    A call raises RuntimeError when a worker does not take part for `timeout_s` seconds.
+    """
+
+    def __init__(self, world_size: int, timeout_s: float = 300.0) -> None:
         self.world_size = world_size
         self.group: dist.ProcessGroup | None = None
         if world_size > 1:
-            group = dist.new_group(backend="gloo")
+            # Without a time-out of its own torch gives each new group half an hour, whatever the first one has.
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
             assert isinstance(group, dist.ProcessGroup)
             self.group = group
 

@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _work(
 ) -> tuple[str, int]:
     job = assignment.job
     prepare_torch(job["cluster"], device)
-    control = Control(context.world_size)
+    control = Control(context.world_size, job["cluster"]["timeout_s"])
     mesh = Mesh(assignment.replicas)
     stage_index, replica = mesh.place(context.rank)
     datasets = open_datasets(job)
@@ -167,7 +168,7 @@ def _work(
     if assignment.features is not None:
         _refuse_other_trunk(assignment, first, layers)
         layers = fed(layers, first, assignment.features.parts)
-    peers = _replica_group(mesh, stage_index)
+    peers = _replica_group(mesh, stage_index, job["cluster"]["timeout_s"])
     if peers is not None:
         for layer in layers:
             synchronise(layer, peers)
@@ -235,7 +236,7 @@ def _saver(
         attempt=assignment.attempt,
         stage=stage,
         # Of its own: saves in the background talk while the loop does.
-        control=Control(context.world_size),
+        control=Control(context.world_size, assignment.job["cluster"]["timeout_s"]),
         writes=replica == 0,
         leads=context.rank == 0,
         keep_last=options["keep_last"],
@@ -319,13 +320,13 @@ def _optimizer(layer: LocalLayer, train: dict[str, Any]) -> torch.optim.Optimize
     )
 
 
-def _replica_group(mesh: Mesh, stage_index: int) -> dist.ProcessGroup | None:
+def _replica_group(mesh: Mesh, stage_index: int, timeout_s: float) -> dist.ProcessGroup | None:
     """The group of the workers that hold the same layers; torch wants every worker to create every group."""
     mine: dist.ProcessGroup | None = None
     for stage in range(mesh.stages):
         if mesh.replicas[stage] == 1:
             continue
-        group = dist.new_group(mesh.stage_ranks(stage))
+        group = dist.new_group(mesh.stage_ranks(stage), timeout=timedelta(seconds=timeout_s))
         if stage == stage_index:
             assert isinstance(group, dist.ProcessGroup)
             mine = group

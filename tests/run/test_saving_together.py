@@ -97,3 +97,21 @@ def test_the_third_failure_of_one_worker_ends_all_of_them_with_its_reason(tmp_pa
     folder = RunFolder(tmp_path)
     assert len([event for event in folder.read_events()[0] if event["event"] == "warning"]) == 2
     assert list(folder.checkpoints.iterdir()) == [], "nothing torn is left"
+
+
+def _beside_one_that_hangs(rank: int, path: str) -> float:
+    control, ended = Control(2, timeout_s=2.0), Path(path) / "ended"
+    began = time.monotonic()
+    if rank == 1:
+        wait_until(ended.exists)
+        return 0.0
+    with pytest.raises(RuntimeError):
+        control.gather(None)
+    ended.touch()
+    return time.monotonic() - began
+
+
+@pytest.mark.timeout(120)
+def test_a_worker_that_hangs_between_steps_is_given_up_after_the_time_out(tmp_path: Path) -> None:
+    seconds, _ = run_ranks(2, _beside_one_that_hangs, str(tmp_path))
+    assert 1.5 < seconds < 20
