@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,17 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import publish, spread
+from orchestrator.launch.local import _free_port
 
 ROOT = Path(__file__).parent.parent
 STEPS = 3
 LIMIT_S = 12.0
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 @contextmanager
@@ -45,13 +38,20 @@ def warm_ray(folder: Path) -> Iterator[dict[str, str]]:
     token.write_text(secrets.token_hex(32))
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment = {**kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    words = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={port}", "--include-dashboard=false"]
+    words = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--port={port}",
+        "--include-dashboard=false",
+    ]
     words += ["--node-ip-address=127.0.0.1"]
     words += [f"--temp-dir={folder / 'ray'}", f"--ray-client-server-port={_free_port()}"]
     words += [f"--dashboard-agent-listen-port={_free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
     for _ in range(3):  # Ray gives itself 15 s, which a busy machine may not have
         with open(log, "wb") as out:
-            words[0] = str(Path(sys.executable).parent / "ray")
             head = subprocess.Popen(words, stdout=out, stderr=out, env=environment, start_new_session=True)
         while head.poll() is None and "runtime started" not in log.read_text():
             time.sleep(0.2)
