@@ -30,7 +30,7 @@ MODES = ("pipeline", "ceiling", "alone")
 REGIMES = (
     ("100 ms, 16 MB", "shm", Setting(layers=2, width=80, size=16, batch=205), 0.98),
     ("2 ms, 0.25 MB", "shm", Setting(layers=2, width=32, size=8, batch=32), 0.94),
-    ("30 ms, 4 MB", "gloo", Setting(layers=2, width=96, size=16, batch=43), 0.92),
+    ("30 ms, 4 MB", "gloo", Setting(layers=2, width=112, size=16, batch=35), 0.92),
 )
 SMOKE = Setting(layers=2, width=8, size=8, batch=16, micro_batches=(2, 4))
 

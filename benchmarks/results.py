@@ -88,12 +88,6 @@ def job_of(run: str) -> Job:
     return load_job(ROOT / "jobs" / f"{job_name(run)}.yaml")
 
 
-def locality(job: Job) -> str:
-    if job.objective.name == "bp":
-        return "BP (control)"
-    return "S0" if getattr(job.objective, "block_size", 1) == 1 else "B"
-
-
 def size(job: Job) -> tuple[str, str]:
     """Architecture and parameters in words."""
     from orchestrator.job.network import known_classes, layer_shapes
@@ -121,12 +115,14 @@ def accuracies(job: Job, found: list[dict[str, Any]]) -> tuple[str, str]:
 
 def row(name: str, found: list[dict[str, Any]]) -> tuple[str, ...]:
     """One job, over its seeds."""
+    from orchestrator.job.network import locality
+
     job, first, m = job_of(name), found[0]["summary"], found[0]["machine"]
     test, held_out = accuracies(job, found)
     return (
         f"`jobs/{name}.yaml`",
         job.objective.name,
-        locality(job),
+        locality(job) + (" (control)" if job.objective.name == "bp" else ""),
         *size(job),
         test,
         str(len(found)),

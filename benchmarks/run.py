@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, shown
 
-NAMES = ("local_step", "pipeline", "plan", "tax", "features", "saves", "remote", "search", "start")
+NAMES = ("local_step", "heads", "pipeline", "plan", "tax", "features", "saves", "remote", "search", "start")
 # search_mnist and pack need data that a clean clone has not: their numbers stay as they were measured.
 KEPT = ("pipeline_peers", "search_mnist", "pack", "loader", "tracking", "objectives", "objectives_classes")
 SHOWN = (*NAMES, "saves_background", *KEPT)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hff.similarity import SimilarityTerm
-from hff.sphere import EPSILON, margin_loss, normalise, prototype_scores
+from hff.sphere import EPSILON, cosines, margin_loss, normalise, soft_maximum
 from hff.superclasses import joined_logits
 
 
@@ -30,11 +30,12 @@ def pool_to_grid(y: Tensor, grid: int, prefix_tokens: int = 0) -> Tensor:
     if y.dim() == 4:
         size = (min(grid, y.shape[2]), min(grid, y.shape[3]))
         if size != tuple(y.shape[2:]):
-            y = _pooled(y, size)
+            y = pool_to_cells(y, size)
     return y.flatten(1)
 
 
-def _pooled(y: Tensor, size: tuple[int, int]) -> Tensor:
+def pool_to_cells(y: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average a map (B, C, H, W) to (B, C, *size)."""
     even = all(length % cells == 0 for length, cells in zip(y.shape[2:], size, strict=True))
     if even and y.requires_grad and torch.is_grad_enabled():
         pooled: Tensor = _EvenPool.apply(y, size)
@@ -200,8 +201,7 @@ class PrototypeHead(Head):
         return F.normalize(self.prototypes, dim=-1, eps=EPSILON)
 
     def logits(self, feature_BD: Tensor) -> Tensor:
-        scores = prototype_scores(normalise(feature_BD), self.unit_prototypes(), self.sharpness)
-        return self.scale * scores
+        return self.scale * soft_maximum(cosines(normalise(feature_BD), self.prototypes), self.sharpness)
 
     def loss(self, logit_BC: Tensor, target_B: Tensor) -> Tensor:
         logit_BG, target_B = self.joined(logit_BC, target_B)
@@ -217,5 +217,6 @@ class PrototypeHead(Head):
 
     @torch.no_grad()
     def constrain_(self) -> None:
-        # Prototypes normalise in the forward pass; keeping them at length one keeps their learning rate constant.
-        self.prototypes.copy_(F.normalize(self.prototypes, dim=-1, eps=EPSILON))
+        # Only their directions count; keeping them at length one keeps their learning rate constant.
+        length_CM = torch.linalg.vector_norm(self.prototypes, dim=-1, keepdim=True)
+        self.prototypes.div_(length_CM.clamp_min(EPSILON))

@@ -102,7 +102,7 @@ MEANINGS: dict[str, str] = {
     "train.eval_every_epochs": "Epochs between evaluations on `val`.",
     "train.grad_clip": "Greatest norm of each layer's gradient.",
     "train.ema_decay": "Decay of the running average of each layer's weights, which then counts; 0: none.",
-    "train.compile": "Compile each layer by torch.compile: faster after a slow start, other bits.",
+    "train.compile": "Compile the body of each layer by torch.compile: a slow start, other bits, for GPUs.",
     "train.vote_from_train": "With vote fitted: share of the training images that the weights are fitted on.",
     # per_layer
     "per_layer": "A list with an entry for each layer, from the first on; null for none of its own.",

@@ -124,6 +124,9 @@ class Slot:
         ends = [header, header + labels, header + labels + votes, header + labels + votes + activation]
         self._shape = shape
         self._header = memory[:header]
+        # The header as bytes, where the processor sees them: at steps of 2 ms tensors would be noticed here.
+        self._host = self._header.numpy().data if memory.device.type == "cpu" else None
+        self._views: dict[tuple[int, ...], Tensor] = {}
         self._labels = memory[header : ends[1]].view(torch.int64)
         self._partners = self._labels[shape.max_batch :]
         self._votes = memory[ends[1] : ends[2]].view(torch.float32)
@@ -134,6 +137,12 @@ class Slot:
 
     def _activation_view(self, valid: int, shape: Sequence[int]) -> Tensor:
         """(valid, *shape) in the agreed memory format, over the dense beginning of the slot."""
+        key = (valid, *shape)
+        if key not in self._views:
+            self._views[key] = self._new_view(valid, shape)
+        return self._views[key]
+
+    def _new_view(self, valid: int, shape: Sequence[int]) -> Tensor:
         flat = self._activation[: valid * math.prod(shape)]
         if self._shape.memory_format == "channels_last" and len(shape) == 3:
             channels, height, width = shape
@@ -159,7 +168,10 @@ class Slot:
         # The sides of a map, which may be smaller than the agreed ones; 0 for anything else.
         sides = shape[1:] if len(shape) == 3 else (0, 0)
         packed = _HEADER.pack(message.step, int(message.kind == "eval"), valid, *flags, *sides, message.partner_weight)
-        self._header[: len(packed)].copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+        if self._host is None:
+            self._header[: len(packed)].copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
+        else:
+            self._host[: len(packed)] = packed
         self._labels[:valid].copy_(message.target)
         if message.partner is not None:
             self._partners[:valid].copy_(message.partner)
@@ -173,8 +185,8 @@ class Slot:
 
     def read(self) -> Message:
         """Views of what the slot holds."""
-        raw = bytes(self._header[: _HEADER.size].cpu().numpy())
-        step, is_eval, valid, last, stop, has_vote, has_partner, count, *sides, weight = _HEADER.unpack(raw)
+        raw = self._header.cpu().numpy().tobytes() if self._host is None else self._host
+        step, is_eval, valid, last, stop, has_vote, has_partner, count, *sides, weight = _HEADER.unpack_from(raw)
         classes, shape = self._shape.num_classes, self._shape.activation
         return Message(
             step=step,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import socket
 import time
 
@@ -18,6 +19,8 @@ from orchestrator.pipeline.links import LinkError, LinkShape, Message, Slot
 from orchestrator.pipeline.mesh import SLOTS
 
 _CONNECT_PAUSE_S = 0.02
+# How long a process asks before it sleeps. Putting it to sleep and waking it costs both sides about as much.
+_ASK_S = 1e-4
 
 
 def _address(token: str, source: int, target: int) -> str:
@@ -53,7 +56,7 @@ class _End:
         assert self._socket is not None
         began = time.perf_counter()
         try:
-            token = self._socket.recv(1)
+            token = self._ask(self._socket)
         except TimeoutError:
             raise LinkError(
                 f"rank {self._peer} gave {awaited} for {self._timeout_s:g} s (cluster.timeout_s); "
@@ -65,6 +68,20 @@ class _End:
             self.waited_s += time.perf_counter() - began
         if not token:
             raise LinkError(f"rank {self._peer} is gone: its process ended")
+
+    def _ask(self, end: socket.socket) -> bytes:
+        """One byte, none at the end of the connection. Raises TimeoutError."""
+        awake_until = time.perf_counter() + _ASK_S
+        while True:
+            try:
+                return end.recv(1)
+            except BlockingIOError:
+                if time.perf_counter() < awake_until:
+                    continue
+            poll = select.poll()
+            poll.register(end, select.POLLIN)
+            if not poll.poll(1000 * self._timeout_s):
+                raise TimeoutError
 
     def _give_token(self) -> None:
         assert self._socket is not None
@@ -91,6 +108,7 @@ class ShmSender(_End):
             os.ftruncate(descriptor, SLOTS * shape.slot_bytes)
             self._memory, self._slots = _slots(shape, descriptor)
             socket.send_fds(self._socket, [b"\1"], [descriptor])
+            self._socket.setblocking(False)
         finally:
             os.close(descriptor)
         self._next = 0
@@ -131,6 +149,7 @@ class ShmReceiver(_End):
             self._socket, _ = listener.accept()
             self._socket.settimeout(timeout_s)
             _, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+            self._socket.setblocking(False)
         except TimeoutError:
             raise LinkError(f"rank {peer} did not connect in {timeout_s:g} s (cluster.timeout_s)") from None
         finally:

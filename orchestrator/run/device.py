@@ -27,13 +27,12 @@ def prepare_torch(cluster: dict[str, Any], device: torch.device) -> None:
 
 
 def compile_layers(layers: Sequence[LocalLayer]) -> None:
-    """Let torch.compile make code of each body and head at their first use. Raises JobError without a compiler."""
+    """Let torch.compile make code of each body at its first use. Raises JobError without a compiler."""
     names = [os.environ.get("CXX", "g++"), "clang++", "c++"]
     if not any(shutil.which(name) for name in names):
         raise JobError(f"train.compile: needs a C++ compiler on every worker ({', '.join(names)}), found none")
     for layer in layers:
         layer.body.compile()
-        layer.head.compile()
 
 
 def keep_freed_memory() -> None:

@@ -10,6 +10,7 @@ import torch
 from hff import LinearHead, LocalLayer, PrototypeHead, margin_loss, normalise, prototype_scores
 from hff.layers import conv_body, linear_body
 from hff.randomness import seeded
+from hff.sphere import EPSILON, cosines
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -31,6 +32,21 @@ def test_more_copies_of_the_same_prototype_do_not_change_a_score() -> None:
     z, proto = normalise(random(3, 5)), normalise(random(2, 1, 5, seed=1))
     once = prototype_scores(z, proto, 10.0)
     torch.testing.assert_close(prototype_scores(z, proto.repeat(1, 6, 1), 10.0), once)
+
+
+def test_cosines_and_their_gradients_are_those_of_normalised_prototypes() -> None:
+    z = normalise(random(3, 5)).requires_grad_()
+    proto = 3 * random(2, 4, 5, seed=1)
+    proto[0, 1] *= 0.1 * EPSILON  # shorter than what counts as a length
+    proto.requires_grad_()
+    weight = random(3, 2, 4, seed=2)
+    expected = (z @ torch.nn.functional.normalize(proto, dim=-1, eps=EPSILON).flatten(0, 1).T).view(3, 2, 4)
+    ours = cosines(z, proto)
+    torch.testing.assert_close(ours, expected)
+    gradients = torch.autograd.grad((weight * ours).sum(), [z, proto])
+    torch.testing.assert_close(gradients, torch.autograd.grad((weight * expected).sum(), [z, proto]))
+    with torch.no_grad():
+        assert torch.equal(cosines(z, proto), ours)
 
 
 def test_margin_loss_is_the_softplus_of_the_published_form() -> None:
