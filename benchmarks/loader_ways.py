@@ -46,8 +46,8 @@ class FromBytes:
 
 def source_of(folder: Path, size: int) -> Any:
     """This project's images of a folder of shards."""
+    from orchestrator.data.image_source import ImageSource
     from orchestrator.data.index import open_index
-    from orchestrator.data.stream import ImageSource
 
     augment: dict[str, Any] = {"flip": True} | ({"resized_crop": [0.08, 1.0]} if size > 64 else {})
     return ImageSource(open_index(folder / "shards"), image_size=size, channels=3, augment=augment)

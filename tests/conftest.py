@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
-from tests.stores import Bucket
+from orchestrator.data.run_store import RunStore
+from tests.stores import BUCKET, Bucket, Door, door
 
 ROOT = Path(__file__).parent.parent
 TEST_DATA = Path(os.environ.get("ORCHESTRATOR_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -50,6 +52,15 @@ def environment() -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "120",
     }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the files that the table of faults in docs/reliability.md names."""
+    faults, _, _ = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("\n## Bad input")
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", faults))
+    for item in items:
+        if item.path.relative_to(ROOT).as_posix() in named:
+            item.add_marker("faults")
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +127,20 @@ def bucket(started_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     return started_bucket
+
+
+@pytest.fixture
+def before(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+    """The S3 server behind a door that can be made to fail."""
+    with door(bucket.port) as before:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
+        yield before
+
+
+@pytest.fixture
+def store(before: Door, tmp_path: Path) -> RunStore:
+    """A place for runs behind the door."""
+    return RunStore(f"s3://{BUCKET}/{tmp_path.name}")
 
 
 @contextmanager

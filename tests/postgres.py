@@ -11,7 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.soak import Failed, free_port
+from tests.faults.soak import Failed
+from tests.processes import free_port
 
 USER, DATABASE = "orchestrator", "postgres"
 

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on at this moment, all different."""
+    with ExitStack() as open_ones:
+        sockets = [open_ones.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def free_port() -> int:
+    (port,) = free_ports(1)
+    return port
+
+
+def parent_of(process: int) -> int:
+    return int((Path("/proc") / str(process) / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _table() -> dict[int, tuple[int, str, str]]:
@@ -25,16 +45,16 @@ def _table() -> dict[int, tuple[int, str, str]]:
 
 
 def workers(driver: int) -> list[int]:
-    """Process ids of the driver's workers, in order of rank."""
+    """Process ids of the driver's workers, in order of rank: forked by a server that the driver started."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 command = (folder / "cmdline").read_bytes()
+                grandparent = parent_of(parent_of(int(folder.name)))
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if parent == driver and b"spawn_main" in command:
+            if grandparent == driver and b"multiprocessing.forkserver" in command:
                 found.append(int(folder.name))
     return sorted(found)
 

@@ -29,9 +29,9 @@ from typing import Any
 
 from orchestrator.data.pack import pack
 from tests.conftest import ROOT, environment
-from tests.faults.soak import Failed, Server, free_port
+from tests.faults.soak import Failed, Server
 from tests.postgres import Postgres
-from tests.processes import Descendants, _table
+from tests.processes import Descendants, _table, free_port
 from tests.runs import summary_of
 from tests.stores import BUCKET, Bucket
 

@@ -40,7 +40,7 @@ def results(function: Callable[[T], R], tasks: Iterable[T], jobs: int | None) ->
     waiting: set[Future[R]] = set()
     tasks = iter(tasks)
     # Spawned, not forked: a fork copies the locks of threads that it has not.
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
     try:
         waiting |= {pool.submit(function, task) for task in islice(tasks, jobs + 1)}
         while waiting:
@@ -57,8 +57,8 @@ def results(function: Callable[[T], R], tasks: Iterable[T], jobs: int | None) ->
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Ctrl-C is the parent's business; its death, which nobody tells, ends this process."""
+def end_with_parent() -> None:
+    """Ctrl-C is the business of who started this process; whose death, which nobody tells, ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -67,4 +67,4 @@ def _end_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=follow, name="parent-watch", daemon=True).start()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.job import backbones, network, objective_rules
+from orchestrator.job import backbones, cluster_rules, network, objective_rules
+from orchestrator.job.objective_rules import Found
 from orchestrator.job.show import show
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ class Finding:
 def check(job: Job) -> list[Finding]:
     """All broken relations of a job whose single values are fine."""
     return [Finding(key, text, needs) for needs, rule in RULES for key, text in rule(job)]
-
-
-Found = Iterator[tuple[str, str]]
 
 
 def _duration(job: Job) -> Found:
@@ -86,116 +84,6 @@ def _steps(job: Job) -> int | None:
         return math.ceil(train.samples / train.global_batch_size)
     per_epoch = _steps_per_epoch(job)
     return None if per_epoch is None or train.epochs is None else train.epochs * per_epoch
-
-
-def _mesh(job: Job) -> Found:
-    workers, stages, layers = job.cluster.workers, job.cluster.stages, network.units(job)
-    if job.cluster.replicas is not None or stages == "auto" or (network.one_stage(job) and stages > 1):
-        return
-    if layers is not None and stages > layers:
-        yield "cluster.stages", f"must be at most {layers}, the number of {network.unit_words(job)}, got {stages}"
-    elif workers < stages:
-        yield "cluster.workers", f"must be at least cluster.stages ({stages}), got {workers}; nearest: {stages}"
-
-
-def _replicas(job: Job) -> Found:
-    """One number for each stage, each with an even share of the batch, and every worker counted."""
-    replicas, stages, layers = job.cluster.replicas, job.cluster.stages, network.units(job)
-    if replicas is None:
-        return
-    if stages != "auto" and len(replicas) != stages:
-        yield "cluster.replicas", f"must have one number for each of the {stages} stages, got {show(list(replicas))}"
-    elif layers is not None and len(replicas) > layers:
-        yield (
-            "cluster.replicas",
-            f"must have at most {layers} numbers, one for each of the {network.unit_words(job)}, "
-            f"got {show(list(replicas))}",
-        )
-    elif sum(replicas) != job.cluster.workers:
-        yield (
-            "cluster.replicas",
-            f"must add up to cluster.workers ({job.cluster.workers}), got {show(list(replicas))}: {sum(replicas)}",
-        )
-    else:
-        batch = job.train.global_batch_size
-        for count in replicas:
-            if batch % count:
-                yield (
-                    "cluster.replicas",
-                    f"must divide train.global_batch_size ({batch}), got {count}; nearest: {_divisors(batch, count)}",
-                )
-
-
-def _elastic(job: Job) -> Found:
-    cluster, least = job.cluster, job.cluster.min_workers
-    if least is None:
-        return
-    if least > cluster.workers:
-        yield "cluster.workers", f"must have a min of at most max, got {{min: {least}, max: {cluster.workers}}}"
-    for key in ("replicas", "layers"):
-        if getattr(cluster, key) is not None:
-            yield f"cluster.{key}", f"must be left out with a range of workers, got {show(list(getattr(cluster, key)))}"
-    if cluster.stages != "auto" and least < cluster.stages:
-        yield "cluster.workers", f"must have a min of at least cluster.stages ({cluster.stages}), got {least}"
-
-
-def _stage_layers(job: Job) -> Found:
-    """One number for each stage, and every layer in one of them."""
-    layers, stages, replicas, units = job.cluster.layers, job.cluster.stages, job.cluster.replicas, network.units(job)
-    if layers is None:
-        return
-    got = f"got {show(list(layers))}"
-    if stages != "auto" and len(layers) != stages:
-        yield "cluster.layers", f"must have one number for each of the {stages} stages, {got}"
-    elif replicas is not None and len(layers) != len(replicas):
-        yield "cluster.layers", f"must have as many numbers as cluster.replicas ({len(replicas)}), {got}"
-    elif units is not None and sum(layers) != units:
-        yield "cluster.layers", f"must add up to {units}, the number of {network.unit_words(job)}, {got}: {sum(layers)}"
-    elif len(layers) > job.cluster.workers:
-        yield (
-            "cluster.layers",
-            f"must have at most {job.cluster.workers} numbers, as many as cluster.workers, {got}",
-        )
-
-
-def _micro_batches(job: Job) -> Found:
-    parts, batch = job.train.micro_batches, job.train.global_batch_size
-    if parts == "auto":
-        if job.cluster.memory_gb is None:
-            yield "train.micro_batches", "must be a number without cluster.memory_gb, got 'auto'"
-    elif parts > max(1, batch // 2):
-        yield (
-            "train.micro_batches",
-            f"must be at most {max(1, batch // 2)}, two samples of train.global_batch_size ({batch}) in each, "
-            f"got {parts}",
-        )
-
-
-def _divisors(batch: int, value: int) -> str:
-    """The nearest numbers of replicas that share a batch evenly."""
-    below = next(n for n in range(min(value, batch), 0, -1) if batch % n == 0)
-    above = next((n for n in range(value, batch + 1) if batch % n == 0), None)
-    return f"{below}" if above is None else f"{below} and {above}"
-
-
-def _batch(job: Job) -> Found:
-    workers, batch = job.cluster.workers, job.train.global_batch_size
-    one = network.one_stage(job) or network.units(job) == 1
-    single = job.cluster.stages == 1 or (job.cluster.stages == "auto" and one)
-    if single and job.cluster.replicas is None and batch % workers:
-        yield (
-            "train.global_batch_size",
-            f"must be a multiple of the {workers} replicas "
-            f"({workers} workers / 1 stages), got {batch}; "
-            f"nearest: {_nearest(batch, workers)}",
-        )
-    elif batch == 1 and "batch" in (getattr(job.model, "norm", None), getattr(job.model, "top_norm", None)):
-        yield "train.global_batch_size", "must be at least 2 with norm batch, got 1"
-
-
-def _nearest(value: int, unit: int) -> str:
-    below = value // unit * unit
-    return f"{below} and {below + unit}" if below else str(unit)
 
 
 def _layers(job: Job) -> Found:
@@ -341,11 +229,6 @@ def _expected_val(job: Job) -> Found:
         )
 
 
-def _transport(job: Job) -> Found:
-    if job.cluster.transport == "nccl" and not job.cluster.use_gpu:
-        yield "cluster.transport", "must be auto, shm or gloo without cluster.use_gpu, got 'nccl'"
-
-
 def _and(words: list[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
@@ -369,12 +252,12 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("objective",), objective_rules.own_class),
     (("objective", "model.arch", "model.backbone"), objective_rules.aux_convs),
     (("objective", "data.train", "data.expect", *_UNITS), objective_rules.coarse),
-    (_MESH, _mesh),
-    ((*_MESH, "train.global_batch_size"), _replicas),
-    ((*_MESH, "cluster.layers"), _stage_layers),
-    ((*_MESH, "cluster.min_workers", "cluster.layers"), _elastic),
-    (("train.micro_batches", "train.global_batch_size", "cluster.memory_gb"), _micro_batches),
-    ((*_MESH, "train.global_batch_size", "model.norm", "model.top_norm"), _batch),
+    (_MESH, cluster_rules.mesh),
+    ((*_MESH, "train.global_batch_size"), cluster_rules.replicas),
+    ((*_MESH, "cluster.layers"), cluster_rules.stage_layers),
+    ((*_MESH, "cluster.min_workers", "cluster.layers"), cluster_rules.elastic),
+    (("train.micro_batches", "train.global_batch_size", "cluster.memory_gb"), cluster_rules.micro_batches),
+    ((*_MESH, "train.global_batch_size", "model.norm", "model.top_norm"), cluster_rules.batch),
     (("model", "objective", "data.image_size", "data.channels", "data.expect.classes"), _layers),
     (("model.vote", *_UNITS), _votes),
     (("data.channels", "data.mean", "data.std"), _channels),
@@ -387,5 +270,5 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("model.backbone", "objective.name", "objective.block_size"), _backbone),
     (("data.train", "data.expect"), _digits),
     (("data.val", "data.expect"), _expected_val),
-    (("cluster.transport", "cluster.use_gpu"), _transport),
+    (("cluster.transport", "cluster.use_gpu"), cluster_rules.transport),
 )

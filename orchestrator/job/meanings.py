@@ -34,7 +34,7 @@ MEANINGS: dict[str, str] = {
     "data.progressive.until": "Share of the epochs over which it grows.",
     "data.mean": "What is taken from each channel, of pixels from 0 to 1.",
     "data.std": "What each channel is then divided by.",
-    "data.loader_threads": "Threads of each first-stage worker that decode images; auto: measured at the start.",
+    "data.loader_threads": "Threads of a first-stage worker that decode images; 0: that which trains; auto: measured.",
     "data.loader_processes": "Processes that make the batches in place of threads; 0: threads.",
     "data.decoded_cache_mb": "Memory of a worker in MB for decoded images, where all of them fit; 0: none.",
     "data.prefetch_batches": "Batches that are decoded ahead.",

@@ -150,7 +150,7 @@ class Data(Section):
     progressive: Progressive | None = None
     mean: Annotated[tuple[float, ...], Field(strict=False)]
     std: Annotated[tuple[Positive, ...], Field(strict=False)]
-    loader_threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
+    loader_threads: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = 1
     loader_processes: Annotated[int, Field(ge=0, le=1024)] = 0
     decoded_cache_mb: Natural = 512
     prefetch_batches: Annotated[int, Field(ge=1, le=1024)] = 4

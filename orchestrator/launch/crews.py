@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,8 +15,9 @@ from typing import Any
 import torch
 
 from orchestrator.data.feature_store import MadeShard
+from orchestrator.data.parallel import end_with_parent
 from orchestrator.errors import OrchestratorError
-from orchestrator.launch.local import device_of, end_with, one_thread_each
+from orchestrator.launch.local import device_of, one_thread_each
 from orchestrator.launch.ray_train import RaySession
 from orchestrator.run.device import prepare_torch
 from orchestrator.run.features import Extractor, Trunk, Wanted
@@ -76,11 +75,10 @@ def here(recruit: Recruit) -> Iterator[Here]:
 _own: list[Extractor] = []
 
 
-def _begin(recruit: Recruit, places: Any, parent: int) -> None:
+def _begin(recruit: Recruit, places: Any) -> None:
     """Make a spawned process a worker; the driver alone answers signals, and no worker outlives it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=end_with, args=(parent,), name="parent-watch", daemon=True).start()
     _own.append(recruit.extractor(device_of(recruit.job, places.get())))
 
 
@@ -118,7 +116,7 @@ def processes(recruit: Recruit) -> Iterator[Processes]:
     for place in range(size):
         places.put(place)
     with one_thread_each(recruit.job):
-        pool = ProcessPoolExecutor(size, spawn, initializer=_begin, initargs=(recruit, places, os.getpid()))
+        pool = ProcessPoolExecutor(size, spawn, initializer=_begin, initargs=(recruit, places))
         with pool:
             yield Processes(pool, size)
 

@@ -114,6 +114,7 @@ def _finished(drive: Drive) -> dict[str, Any] | None:
 def _drive(drive: Drive) -> dict[str, Any]:
     """Attempts until the run is finished, stopped, or has failed for good."""
     job, folder = drive.job, drive.folder
+    tracking.refuse_unwritable(drive.uri)
     # Refuses a damaged or missing checkpoint before anything starts.
     source, _ = _starting_point(drive, _next_attempt(drive, drive.resume))
     backbone = backbone_line(job) if source is None else None

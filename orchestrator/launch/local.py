@@ -7,9 +7,8 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from orchestrator.data.parallel import end_with_parent
 from orchestrator.errors import OrchestratorError
 from orchestrator.run.context import LocalContext
 from orchestrator.run.worker import Assignment, work
@@ -62,13 +62,18 @@ def run_here(assignment: Assignment, context: LocalContext) -> None:
 # --- processes of this machine
 
 
-def _child(rank: int, world_size: int, address: str, assignment: Assignment) -> None:
+# One server imports what workers need and all of them are forked from it, those of later attempts too.
+# macOS: its frameworks do not survive a fork.
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+
+
+def _child(rank: int, world_size: int, address: str, assignment: Assignment, environment: Mapping[str, str]) -> None:
     stop = [False]
     signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True))
-    # Ctrl-C in a terminal reaches the whole process group; the driver is the one that answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
-    threading.Thread(target=end_with, args=(parent,), name="parent-watch", daemon=True).start()
+    end_with_parent()
+    # The server has that of the time when it was started.
+    os.environ.clear()
+    os.environ.update(environment)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     init_group(assignment.job, rank, world_size, address)
     try:
@@ -78,13 +83,6 @@ def _child(rank: int, world_size: int, address: str, assignment: Assignment) -> 
         sys.exit(1)
     finally:
         dist.destroy_process_group()
-
-
-def end_with(parent: int) -> None:
-    """Leave no orphan behind: without the driver nobody would collect this worker."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 def _free_port() -> int:
@@ -115,12 +113,13 @@ def run_processes(assignment: Assignment) -> None:
     """
     world_size = sum(assignment.replicas)
     address = f"tcp://127.0.0.1:{_free_port()}"
-    spawn = multiprocessing.get_context("spawn")
-    children = [
-        spawn.Process(target=_child, args=(rank, world_size, address, assignment), name=f"worker-{rank}")
-        for rank in range(world_size)
-    ]
+    context: Any = multiprocessing.get_context(_METHOD)
+    context.set_forkserver_preload(["orchestrator.launch.fork_server"])
     with one_thread_each(assignment.job):
+        arguments = (world_size, address, assignment, dict(os.environ))
+        children = [
+            context.Process(target=_child, args=(rank, *arguments), name=f"worker-{rank}") for rank in range(world_size)
+        ]
         for child in children:
             child.start()
     try:

@@ -17,6 +17,7 @@ from torch import Tensor
 from orchestrator.data.agree import open_all
 from orchestrator.data.decode import Fault
 from orchestrator.data.features import FeatureFolders, FeatureSet, FeatureSource
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index
 from orchestrator.data.order import training_order
 from orchestrator.data.pack import pack
@@ -26,7 +27,7 @@ from orchestrator.data.remote import summed
 from orchestrator.data.remote_index import RemoteShards, open_data
 from orchestrator.data.resize import training_size
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
-from orchestrator.data.stream import Batch, EvalStream, Foresee, ImageSource, Source, TrainStream, no_foresight
+from orchestrator.data.stream import Batch, EvalStream, Foresee, Source, TrainStream, no_foresight
 from orchestrator.data.threads import loader_threads
 from orchestrator.errors import JobError
 from orchestrator.job.network import vote_share

@@ -16,9 +16,10 @@ from torch import Tensor
 from hff.layers import LocalLayer
 from orchestrator.data.feature_store import MadeShard, SetPlan, feature_key, write_shard
 from orchestrator.data.features import FeatureFolders, Vectors
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index
 from orchestrator.data.remote_index import open_data
-from orchestrator.data.stream import Batch, ImageSource, ahead
+from orchestrator.data.stream import Batch, ahead
 from orchestrator.data.threads import loader_threads
 from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
 from orchestrator.run import checkpoint, network

@@ -180,7 +180,7 @@ class Lease:
     """One driver per run: a lock that ends with the process that holds it, however that ends."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self._path = folder.path.with_name(f".{folder.path.name}.lease")
+        self._run, self._path = folder.path, folder.path.with_name(f".{folder.path.name}.lease")
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Lease:
@@ -189,6 +189,10 @@ class Lease:
             file = open(self._path, "a+", encoding="utf-8")
         except OSError as error:
             raise JobError(f"runs: must be a folder that can be written, got {self._path.parent}: {error}") from None
+        if self._run.exists() and not self._run.is_dir():
+            file.close()
+            self._path.unlink()
+            raise JobError(f"name: must be that of a folder in runs, got {self._run}, a file; give another name")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import resource
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,11 @@ from orchestrator.data.order import batch_bounds
 from orchestrator.errors import CheckpointError, OrchestratorError
 from orchestrator.pipeline.advice import StageTime
 from orchestrator.pipeline.mesh import Mesh
-from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
-from orchestrator.run import checkpoint, events, mistakes, network
+from orchestrator.pipeline.stage import NonFiniteLoss, Stage
+from orchestrator.run import checkpoint, events, mistakes
 from orchestrator.run.context import Context, Control
-from orchestrator.run.datasets import Datasets, Part, Ready, TrainFeed, eval_batches, planned_keys, train_stream
-from orchestrator.run.evaluate import Evaluation, evaluate, fit_votes
+from orchestrator.run.datasets import Datasets, Ready, TrainFeed, planned_keys, train_stream
+from orchestrator.run.evaluator import Evaluator
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.ledger import Ledger
@@ -64,11 +63,22 @@ class Loop:
     attempt_samples: int = 0
     window: float = 0.0
     stage_times: list[StageTime] = field(default_factory=list)
-    vote_weights: list[float] | None = None
     usage: Usage = field(init=False)
+    evaluator: Evaluator = field(init=False)
 
     def __post_init__(self) -> None:
         self.usage = Usage(self.stage.device)
+        self.evaluator = Evaluator(
+            self.assignment,
+            self.context.rank,
+            self.control,
+            self.mesh,
+            self.stage,
+            self.schedule,
+            self.datasets,
+            self.normalise,
+            self.heartbeat,
+        )
 
     def run(self) -> str:
         """Train from the first missing step to the last. Returns 'finished' or 'interrupted'."""
@@ -119,7 +129,8 @@ class Loop:
             tracer.collect(self.folder, self.stage.trace)
             self._tick()
             if done == total:
-                self._fit_votes()
+                self.evaluator.fit_votes()
+                self.window = time.perf_counter()
             if saves:
                 self._save(done, must=stop or done == total)
                 self._tick()
@@ -179,7 +190,7 @@ class Loop:
             )
         self.samples_seen = state["samples_seen"]
         self.train_seconds = state["train_seconds"]
-        self.vote_weights = state.get("vote_weights")
+        self.evaluator.vote_weights = state.get("vote_weights")
         if self._leads:
             try:
                 self.ledger = Ledger.restored(state["ledger"], lambda n: self._planned(state["step"], n))
@@ -260,69 +271,16 @@ class Loop:
             "index_sha256": self.datasets.train.index.sha256,
             "ledger": self.ledger.state(),
         }
-        if self.vote_weights is not None:
-            state["vote_weights"] = self.vote_weights
+        if self.evaluator.vote_weights is not None:
+            state["vote_weights"] = self.evaluator.vote_weights
         self.saver.save(done, state, must=must)
         self.heartbeat.state.update(phase="train")
-
-    def _fit_votes(self) -> None:
-        """Fit the vote weights on images that no layer has learned from, where the job wants it."""
-        layers = len(self.assignment.layer_names)
-        if self.datasets.vote is None or self.schedule.depth(self.schedule.total_steps, layers) < layers:
-            return
-        self.heartbeat.state.update(phase="fit votes")
-        _, replica = self.mesh.place(self.context.rank)
-        with self.stage.weights_that_count():
-            self.vote_weights = fit_votes(
-                self.stage,
-                self._eval_batches(self.datasets.vote),
-                layers=layers,
-                replica=replica,
-                control=self.control,
-            )
-        self.stage.take_totals()
-        self.window = time.perf_counter()
-
-    def _eval_batches(self, part: Part) -> Iterator[StageInput] | None:
-        stage_index, replica = self.mesh.place(self.context.rank)
-        if stage_index > 0:
-            return None
-        return eval_batches(
-            part,
-            self.assignment.job,
-            self.normalise,
-            batch_size=self.assignment.max_batch,
-            replica=replica,
-            replicas=self.mesh.replicas[0],
-            features=self.assignment.features,
-        )
-
-    def _evaluate(self, part: Part | None, done: int, phase: str, *, mistakes: int = 0) -> Evaluation | None:
-        if part is None:
-            return None
-        self.heartbeat.state.update(phase=phase)
-        stage_index, _ = self.mesh.place(self.context.rank)
-        layers = len(self.assignment.layer_names)
-        depth = self.schedule.depth(done, layers)
-        with self.stage.weights_that_count():
-            result = evaluate(
-                self.stage,
-                self._eval_batches(part),
-                vote_weights=network.votes(self.assignment.job["model"], layers, depth, self.vote_weights),
-                num_classes=self.assignment.num_classes,
-                is_last=stage_index == self.mesh.stages - 1,
-                control=self.control,
-                mistakes=mistakes,
-            )
-        self.stage.take_totals()
-        self.heartbeat.state.update(phase="train")
-        return result
 
     def _end_epoch(self, done: int, parts: list[dict[str, Any]], stop: bool) -> None:
         """Evaluate where due and write the epoch's line."""
         evaluation = None
         if self.schedule.evaluates(done) and not stop:
-            evaluation = self._evaluate(self.datasets.val, done, "evaluate")
+            evaluation = self.evaluator.evaluate(self.datasets.val, done, "evaluate")
         if not self._leads:
             return
         rate = self.attempt_samples / max(self.attempt_seconds, 1e-9)
@@ -343,8 +301,8 @@ class Loop:
     def _finish(self, start: int) -> None:
         """Evaluate the final weights, hash them and write the summary."""
         total = self.schedule.total_steps
-        val = self._evaluate(self.datasets.val, total, "evaluate", mistakes=mistakes.SHOWN)
-        test = self._evaluate(self.datasets.test, total, "test")
+        val = self.evaluator.evaluate(self.datasets.val, total, "evaluate", mistakes=mistakes.SHOWN)
+        test = self.evaluator.evaluate(self.datasets.test, total, "test")
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if self.stage.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.stage.device)
@@ -369,8 +327,8 @@ class Loop:
             peak_memory_bytes=[p["memory"] for p in parts],
             start=start,
         )
-        if self.vote_weights is not None:
-            summary["vote_weights"] = self.vote_weights
+        if self.evaluator.vote_weights is not None:
+            summary["vote_weights"] = self.evaluator.vote_weights
         if self.stage.averages:
             summary["evaluated_weights"] = "averaged"
         if val is not None and self.datasets.val is not None:

@@ -31,8 +31,8 @@ class HffModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self.classifier = load_classifier(self.description, folder)
 
-    # No type for the input: MLflow would take it for the signature.
-    def predict(self, context, model_input, params=None) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
+    # A bare array: of any narrower type MLflow would make the signature, of none it would warn.
+    def predict(self, context: Any, model_input: np.ndarray, params: Any = None) -> NDArray[np.float32]:
         """Scores (N, classes), whose argmax is the class that `orchestrator eval` gives.
 
         Takes whole numbers of 0 to 255 of shape (N, H, W, C) in the network's own size, or JPEG or PNG files: their

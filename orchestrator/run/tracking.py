@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import JobError, OrchestratorError
 from orchestrator.run.folder import RunFolder, read_json, write_json
 
 _POLL_S = 1.0
@@ -58,11 +58,23 @@ def client_of(uri: str) -> Iterator[Any]:
         yield MlflowClient(tracking_uri=uri)
 
 
-def _failure(uri: str, error: Exception) -> OrchestratorError:
-    return OrchestratorError(
+def _unusable(uri: str, error: Exception) -> str:
+    return (
         f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0]}\n"
         "Start the server, correct tracking.uri, or leave it out to track in a database beside the runs."
     )
+
+
+def refuse_unwritable(uri: str) -> None:
+    """Raise JobError where the sqlite database of `uri` cannot be written; no server is asked."""
+    if not uri.startswith("sqlite:///"):
+        return
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open(path, "ab").close()  # sqlite takes an empty file for a new database
+    except OSError as error:
+        raise JobError(_unusable(uri, error)) from None
 
 
 def open_store(uri: str) -> None:
@@ -88,8 +100,10 @@ def create_run(
     """Create the run, or reopen `run_id` for another attempt where it is known. Returns its id.
 
     Parameters and `datasets` (description.dataset_inputs) are logged once; MLflow refuses other values for parameters
-    later. `note` is the description that its page shows. Raises OrchestratorError when the server cannot be reached.
+    later. `note` is the description that its page shows. Raises OrchestratorError when the server cannot be reached,
+    JobError when a database cannot be written.
     """
+    refuse_unwritable(uri)
     from mlflow.entities import Param, RunTag
 
     tags = {**tags, "mlflow.note.content": note} if note else tags
@@ -105,7 +119,7 @@ def create_run(
                     client.log_inputs(run_id, [_input(values) for values in datasets])
             client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
     except Exception as error:  # mlflow raises its own, requests' and sqlalchemy's errors alike
-        raise _failure(uri, error) from error
+        raise OrchestratorError(_unusable(uri, error)) from error
     return str(run_id)
 
 
@@ -221,7 +235,7 @@ def replay_all(uri: str, run_id: str, run_dir: Path) -> int:
     try:
         return replay(uri, run_id, run_dir)
     except Exception as error:  # whatever MLflow's stack raises means the same to the user
-        raise _failure(uri, error) from error
+        raise OrchestratorError(_unusable(uri, error)) from error
 
 
 class EventSink:

@@ -167,5 +167,6 @@ def first_step_line(event: Mapping[str, Any]) -> str:
 def _loader(loader: Mapping[str, Any] | None) -> str:
     if not loader:
         return ""
-    threads = "1 loader thread" if loader["threads"] == 1 else f"{loader['threads']} loader threads"
-    return f"; decoder {loader['decoder']}, {threads} a worker"
+    where = {0: "in the training thread", 1: "1 loader thread a worker"}
+    said = where.get(loader["threads"], f"{loader['threads']} loader threads a worker")
+    return f"; decoder {loader['decoder']}, {said}"

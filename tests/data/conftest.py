@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from orchestrator.data.index import Index
 from orchestrator.data.pack import pack
+from orchestrator.data.stream import Batch
 
 Files = list[tuple[str, bytes]]
 
@@ -53,6 +55,20 @@ def write_tar(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
 def images() -> list[tuple[str, bytes]]:
     """Two classes of six images, as (CLASS/NAME, content)."""
     return [(f"{label}/{i}.png", encoded(noise(10 * i + ord(label)))) for label in "ab" for i in range(6)]
+
+
+def forty_packed(folder: Path, shard_bytes: int) -> Index:
+    """Forty small images of two classes."""
+    images = [(f"{label}/{i:02d}.png", encoded(noise(i, 30, 30))) for label in "ab" for i in range(20)]
+    return pack(write_tar(folder / "forty.tar", images), folder / "forty", shard_bytes=shard_bytes)
+
+
+def digest(batches: Iterable[Batch]) -> str:
+    """The hash of all pixels and of which samples they are of."""
+    found = hashlib.sha256()
+    for batch in batches:
+        found.update(batch.images.numpy().tobytes() + batch.indices.tobytes())
+    return found.hexdigest()
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from orchestrator.data.decode import decode
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.labels import Labelling
 from orchestrator.data.pack import pack
 from orchestrator.data.reader import ShardReader
-from orchestrator.data.stream import EvalStream, ImageSource
+from orchestrator.data.stream import EvalStream
 from orchestrator.data.verify import problems
 from orchestrator.errors import DataError
 from tests.conftest import TEST_DATA, Command

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import webdataset
 
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.in_place import index_in_place
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.labels import Labelling
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.scan import split_name
-from orchestrator.data.stream import EvalStream, ImageSource
+from orchestrator.data.stream import EvalStream
 from orchestrator.data.verify import problems
 from orchestrator.errors import DataError
 from tests.conftest import Command

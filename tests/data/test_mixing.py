@@ -11,10 +11,11 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index, Shard, open_index, write_index
 from orchestrator.data.mixing import Mix, drawn, mixed, places
 from orchestrator.data.pack import pack
-from orchestrator.data.stream import Batch, ImageSource, TrainStream
+from orchestrator.data.stream import Batch, TrainStream
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,21 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hff.randomness import derive_seed
-from orchestrator.data.index import Index
+from orchestrator.data.image_source import ImageSource
+from orchestrator.data.index import Index, open_index
 from orchestrator.data.order import epoch_order
 from orchestrator.data.pack import pack
-from orchestrator.data.stream import ImageSource, TrainStream
+from orchestrator.data.processes import in_processes
+from orchestrator.data.stream import TrainStream
 from tests.data.conftest import encoded, write_tar
 
 IMAGES = 700
@@ -99,7 +103,7 @@ class Case:
         step = 0
         while step < self.steps:
             length = int(dice.integers(1, self.steps - step + 1))
-            self.attempts.append((int(dice.choice([1, 2, 3, 4, 6])), int(dice.integers(1, 5)), length))
+            self.attempts.append((int(dice.choice([1, 2, 3, 4, 6])), int(dice.integers(5)), length))
             step += length
 
     def expected(self) -> list[list[int]]:
@@ -126,16 +130,22 @@ def told(index: Index) -> list[Told]:
     return found
 
 
-def read(index: Index, case: Case) -> Iterator[list[Told]]:
-    """The global batches as the attempts read them; each gives up what its threads made ahead."""
-    source = ImageSource(index, image_size=2, channels=1)
+def source_of(folder: Path) -> ImageSource:
+    return ImageSource(open_index(folder), image_size=2, channels=1)
+
+
+def read(index: Index, case: Case, processes: int = 0) -> Iterator[list[Told]]:
+    """The global batches as the attempts read them; each gives up what its loaders made ahead."""
+    source, elsewhere = source_of(index.folder), None
+    if processes:
+        elsewhere = partial(in_processes, partial(source_of, index.folder), processes=processes, prefetch=3)
     step, end = case.start, case.start + case.steps
     for replicas, threads, length in case.attempts:
         streams = [
             TrainStream(
                 source, case.subset, seed=case.seed, lanes=case.lanes, window=case.window,
                 global_batch_size=case.batch_size, replica=replica, replicas=replicas, loader_threads=threads,
-                prefetch_batches=3,
+                prefetch_batches=3, elsewhere=elsewhere,
             )
             for replica in range(replicas)
         ]  # fmt: skip
@@ -159,11 +169,24 @@ def test_global_batches_are_those_of_a_single_reader(layouts: list[Index], numbe
     assert list(read(index, case)) == [[samples[i] for i in batch] for batch in case.expected()]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_global_batches_of_loader_processes_are_those_too(layouts: list[Index], processes: int) -> None:
+    """By two replicas first, then by one."""
+    case = Case(processes)
+    half = max(1, case.steps // 2)
+    case.steps = 2 * half
+    case.attempts = [(2, 0, half), (1, 0, half)]
+    index = layouts[case.layout]
+    samples = told(index)
+    assert list(read(index, case, processes)) == [[samples[i] for i in batch] for batch in case.expected()]
+
+
 def test_the_cases_cover_what_can_change() -> None:
     cases = [Case(number) for number in range(CASES)]
     changes = {(a[0], b[0]) for case in cases for a, b in pairwise(case.attempts)}
     assert {replicas for pair in changes for replicas in pair} == {1, 2, 3, 4, 6}
-    assert {threads for case in cases for _, threads, _ in case.attempts} == {1, 2, 3, 4}
+    assert {threads for case in cases for _, threads, _ in case.attempts} == {0, 1, 2, 3, 4}
     assert len({a < b for a, b in changes if a != b}) == 2, "more workers and fewer"
     assert {case.layout for case in cases} == {0, 1, 2}
     windowed = [case for case in cases if case.window < len(case.subset)]

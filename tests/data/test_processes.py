@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import open_index
 from orchestrator.data.pack import pack
 from orchestrator.data.processes import in_processes
-from orchestrator.data.stream import Batch, ImageSource, TrainStream
+from orchestrator.data.stream import Batch, TrainStream
 from orchestrator.errors import DataError
 from tests.conftest import ROOT, environment
 

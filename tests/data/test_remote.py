@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from orchestrator.data.remote_index import RemoteShards, open_data
 from orchestrator.errors import DataError
 from tests.conftest import Command
 from tests.data.conftest import encoded, noise, write_tar
-from tests.stores import BUCKET, Bucket, Door, Fault, door
+from tests.stores import BUCKET, Bucket, Door, Fault
 
 HASTE = Patience(attempts=4, first_pause_s=0.01, longest_pause_s=0.02, connect_s=2.0, read_s=2.0, request_s=20.0)
 
@@ -32,20 +32,18 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Index:
 
 @pytest.fixture
 def stored(
-    packed: Index, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[Index, Door]]]:
+    packed: Index, bucket: Bucket, before: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Index, Door]]:
     """Uploads the set and opens it through a door with these faults."""
     bucket.upload(packed.folder, tmp_path.name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "Patience", lambda: HASTE)
-    with door(bucket.port) as before:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
 
-        def opened(*faults: Fault) -> tuple[Index, Door]:
-            before.faults[:] = faults
-            return open_data(f"s3://{BUCKET}/{tmp_path.name}"), before
+    def opened(*faults: Fault) -> tuple[Index, Door]:
+        before.faults[:] = faults
+        return open_data(f"s3://{BUCKET}/{tmp_path.name}"), before
 
-        yield opened
+    return opened
 
 
 def read_all(index: Index) -> list[tuple[str, str, bytes]]:

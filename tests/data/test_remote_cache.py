@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from orchestrator.data.index import Shard
 from orchestrator.data.remote import Remote, Stopped
 from orchestrator.errors import DataError
 from tests.conftest import ROOT, environment
-from tests.stores import BUCKET, Bucket, Door, Fault, door, wait_until
+from tests.stores import BUCKET, Bucket, Door, Fault, wait_until
 
 SIZE = 400_000
 
@@ -39,10 +38,8 @@ def shards(bucket: Bucket, tmp_path: Path) -> list[Shard]:
 
 
 @pytest.fixture
-def far(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Remote, Door]]:
-    with door(bucket.port) as before:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
-        yield Remote(f"s3://{BUCKET}/{tmp_path.name}"), before
+def far(before: Door, tmp_path: Path) -> tuple[Remote, Door]:
+    return Remote(f"s3://{BUCKET}/{tmp_path.name}"), before
 
 
 def names(cache: ShardCache) -> set[str]:

@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index
-from orchestrator.data.pack import pack
 from orchestrator.data.prefetch import Horizon, Prefetcher, foreseen
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.remote_index import RemoteShards, open_data
-from orchestrator.data.stream import ImageSource, TrainStream
-from tests.data.conftest import encoded, noise, write_tar
-from tests.stores import BUCKET, Bucket, Door, Fault, door, wait_until
+from orchestrator.data.stream import TrainStream
+from tests.data.conftest import forty_packed
+from tests.stores import BUCKET, Bucket, Door, Fault, wait_until
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Forty small images, two in a shard."""
-    images = [(f"{label}/{i:02d}.png", encoded(noise(i, 30, 30))) for label in "ab" for i in range(20)]
-    folder = tmp_path_factory.mktemp("packed")
-    return pack(write_tar(folder / "forty.tar", images), folder / "forty", shard_bytes=5000)
+    return forty_packed(tmp_path_factory.mktemp("packed"), shard_bytes=5000)
 
 
 @pytest.fixture
-def far(packed: Index, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Index, Door]]:
+def far(packed: Index, bucket: Bucket, before: Door, tmp_path: Path) -> tuple[Index, Door]:
     bucket.upload(packed.folder, tmp_path.name)
-    with door(bucket.port) as before:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
-        yield open_data(f"s3://{BUCKET}/{tmp_path.name}", cache={"folder": str(tmp_path / "cache")}), before
+    return open_data(f"s3://{BUCKET}/{tmp_path.name}", cache={"folder": str(tmp_path / "cache")}), before
 
 
 def here(index: Index) -> set[int]:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from orchestrator.data.augment import Augmenter
 from orchestrator.data.decode import decode
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index
 from orchestrator.data.jpeg import decode_plain
 from orchestrator.data.resize import resize_into, training_size
-from orchestrator.data.stream import ImageSource
 from tests.conftest import TEST_DATA
 from tests.data.conftest import encoded, noise
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,23 +11,15 @@ from orchestrator.data import remote
 from orchestrator.data.remote import Patience
 from orchestrator.data.run_store import RunStore, Tag
 from orchestrator.errors import JobError, OrchestratorError
-from tests.stores import BUCKET, Bucket, Door, Fault, door
+from tests.stores import BUCKET, Door, Fault
 
 HASTE = Patience(attempts=4, first_pause_s=0.01, longest_pause_s=0.02, connect_s=2.0, read_s=2.0, request_s=20.0)
 LARGE = bytes(range(256)) * 4096 * 12  # 12 MiB: goes up in parts
 
 
-@pytest.fixture
-def before(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "Patience", lambda: HASTE)
-    with door(bucket.port) as before:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
-        yield before
-
-
-@pytest.fixture
-def store(before: Door, tmp_path: Path) -> RunStore:
-    return RunStore(f"s3://{BUCKET}/{tmp_path.name}")
 
 
 def test_what_is_written_is_read_again_small_and_large(store: RunStore, tmp_path: Path) -> None:

@@ -19,11 +19,12 @@ from PIL import Image
 
 from orchestrator.data.augment import Augmenter, uniforms
 from orchestrator.data.decode import BadImage, decode
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index, Shard, open_index, write_index
 from orchestrator.data.order import batch_bounds, epoch_order, replica_slice
 from orchestrator.data.pack import pack
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
-from orchestrator.data.stream import Batch, EvalStream, ImageSource, TrainStream
+from orchestrator.data.stream import Batch, EvalStream, TrainStream
 from orchestrator.errors import DataError
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from orchestrator.data import threads
+from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index
-from orchestrator.data.stream import Batch, ImageSource
+from orchestrator.data.stream import Batch
 from orchestrator.data.threads import loader_threads, measured
 
 NOTHING = np.arange(4)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Command
 from tests.data.conftest import Files, write_tar
-from tests.stores import BUCKET, Bucket, Door, Fault, door
+from tests.stores import BUCKET, Bucket, Door, Fault
 
 
-@pytest.fixture
-def before(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with door(bucket.port) as before:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
-        yield before
 
 
 def test_an_upload_that_was_refused_goes_on_and_the_index_goes_up_last(

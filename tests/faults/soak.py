@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.conftest import ROOT, environment
-from tests.processes import Descendants
+from tests.processes import Descendants, free_port, workers
 from tests.runs import summary_of
 
 JOB = """\
@@ -48,13 +48,6 @@ INTERRUPTED = 75
 
 class Failed(Exception):
     """A promise was not kept."""
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
 
 
 class Server:
@@ -119,19 +112,7 @@ class Victim:
             raise Failed(f"the command ended with {code}, expected {expected}; see {self._log}")
 
     def workers(self) -> list[int]:
-        """Process ids of the workers, children of the driver."""
-        found = []
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdigit():
-                continue
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                words = (folder / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if parent == self.driver.pid and b"spawn_main" in words:
-                found.append(int(folder.name))
-        return found
+        return workers(self.driver.pid)
 
     def step(self) -> tuple[int, int]:
         """Attempt and step of the newest progress; (0, 0) before there is any."""

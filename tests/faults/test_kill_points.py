@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update, make_optimizer
-from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint
 from orchestrator.run.context import Control
 from orchestrator.run.folder import RunFolder
 from orchestrator.run.saving import Saver
+from tests.stages import lone_stage
 
 KEPT = 2
 State = list[tuple[LocalLayer, torch.optim.Optimizer]]
@@ -43,17 +43,7 @@ def hashes(state: State) -> list[str]:
 
 def save(folder: RunFolder, step: int, state: State, attempt: int = 1) -> None:
     """What a run of one worker does to save, in a thread beside the training."""
-    stage = Stage(
-        first=0,
-        layers=[layer for layer, _ in state],
-        optimizers=[optimizer for _, optimizer in state],
-        receiver=None,
-        sender=None,
-        learning_rate=lambda step, layer: 1e-2,
-        trained=lambda step: None,
-        output_shape=(5, 8, 8),
-        device=torch.device("cpu"),
-    )
+    stage = lone_stage([layer for layer, _ in state], optimizers=[optimizer for _, optimizer in state])
     saver = Saver(folder, attempt, stage, Control(1), writes=True, leads=True, keep_last=KEPT, background=True)
     saver.save(step, {"step": step}, must=False)
     saver.drain()

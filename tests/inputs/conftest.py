@@ -178,7 +178,7 @@ VALUES = (
     _edit("pair of three", "  lr: 1e-3", "  lr: 1e-3\n  betas: [0.9, 0.9, 0.9]", "PATH:12: train.betas: must be a list of 2 numbers >= 0 and < 1, got [0.9, 0.9, 0.9]"),
     _edit("stages", "stages: 2", "stages: two", "PATH:12: cluster.stages: must be auto or a whole number >= 1 and <= 65536, got 'two'"),
     _edit("no stages", "stages: 2", "stages: 0", "PATH:12: cluster.stages: must be auto or a whole number >= 1 and <= 65536, got 0"),
-    _edit("loader threads", "  image_size: 32", "  image_size: 32\n  loader_threads: all", "PATH:6: data.loader_threads: must be auto or a whole number >= 1 and <= 1024, got 'all'"),
+    _edit("loader threads", "  image_size: 32", "  image_size: 32\n  loader_threads: all", "PATH:6: data.loader_threads: must be auto or a whole number >= 0 and <= 1024, got 'all'"),
     _edit("vote", "pool_after: [1]", "vote: [1, -1]", "PATH:6: model.vote: must be one of last, equal, fitted or a list of numbers >= 0, got [1, -1]"),
     _edit("held-out share", "  image_size: 32", "  image_size: 32\n  val: {from_train: 1.5}", "PATH:6: data.val.from_train: must be > 0 and < 1, got 1.5"),
     _edit("strength of no magnitude", "  image_size: 32", "  image_size: 32\n  augment: {rand_augment: {magnitude: 31}}", "PATH:6: data.augment.rand_augment.magnitude: must be >= 0 and <= 30, got 31"),

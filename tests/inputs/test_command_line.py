@@ -171,6 +171,33 @@ def test_a_runs_folder_that_cannot_be_written_is_named(
     assert "Traceback" not in result.stderr
 
 
+def test_a_run_whose_folder_is_a_file_is_refused_and_the_file_stays(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").write_text("in the way")
+    result = in_process("run", tiny_job())
+    assert result.returncode == 2
+    said = f"name: must be that of a folder in runs, got {tmp_path / 'runs' / 'tiny'}, a file; give another name\n"
+    assert result.stderr == said
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("place", ["file/mlflow.db", "folder"])
+def test_a_tracking_database_that_cannot_be_written_is_named_before_the_run_begins(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    uri = f"sqlite:///{tmp_path / place}"
+    result = in_process("run", tiny_job(), "--set", f"tracking.uri={uri}")
+    assert result.returncode == 2
+    first, remedy = result.stderr.splitlines()
+    assert first.startswith(f"tracking.uri: {uri} cannot be used: ")
+    assert "correct tracking.uri, or leave it out to track in a database beside the runs" in remedy
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
 def test_resume_must_without_a_checkpoint_is_exit_code_4(tiny_job: Callable[..., Path], in_process: Command) -> None:
     result = in_process("run", tiny_job(), "--resume", "must")
     assert result.returncode == 4

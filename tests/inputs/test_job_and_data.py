@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,20 @@ def test_run_refuses_all_missing_data_at_once_with_their_lines(in_process: Comma
         f"{path}:5: data.val: {tmp_path / 'two'}",
         f"--set: data.test: {tmp_path / 'three'}",
     ]
+
+
+def test_a_training_run_names_the_shard_that_is_gone_and_ends_with_exit_3(
+    in_process: Command, tmp_path: Path, packed: Path
+) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(packed, copy)
+    (shard,) = copy.glob("*.tar")
+    shard.unlink()
+    result = in_process("run", job(tmp_path, copy))
+    assert result.returncode == 3
+    assert result.stderr.splitlines()[0].startswith(f"{shard}: "), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs" / "sample" / "summary.json").exists()
 
 
 @pytest.mark.parametrize(

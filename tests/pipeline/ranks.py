@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,21 +12,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.processes import free_port
+
+
+def start_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """`work(*arguments)` in a process of its own, which is forked from one that has imported what it needs."""
+    context = multiprocessing.get_context("forkserver")
+    # One server for all tests of this process, those that run whole jobs too.
+    context.set_forkserver_preload(["tests.pipeline.ranks", "orchestrator.launch.fork_server", work.__module__])
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    return process
+
 
 def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `work(rank, *arguments)` returns on each of `world_size` processes, one thread each, by rank."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.pipeline.ranks", work.__module__])
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{s.getsockname()[1]}"
-    results = context.SimpleQueue()
-    workers = [
-        context.Process(target=_rank, args=(rank, world_size, address, results, work, arguments))
-        for rank in range(world_size)
-    ]
-    for worker in workers:
-        worker.start()
+    address = f"tcp://127.0.0.1:{free_port()}"
+    results = multiprocessing.get_context("forkserver").SimpleQueue()
+    workers = [start_process(_rank, rank, world_size, address, results, work, arguments) for rank in range(world_size)]
     try:
         found = dict(results.get() for _ in workers)
     finally:

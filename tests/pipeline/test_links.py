@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -10,17 +9,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from orchestrator.pipeline import shm
 from orchestrator.pipeline.links import LinkError, LinkShape, Message, choose_transport, open_links
 from orchestrator.pipeline.mesh import SLOTS, Mesh
+from tests.pipeline.ranks import run_ranks, start_process
 
 SHAPE = LinkShape((4, 3, 2), torch.float32, max_batch=5, num_classes=7)
 Pair = tuple[shm.ShmSender, shm.ShmReceiver]
@@ -161,8 +159,7 @@ def test_a_killed_neighbour_is_noticed_at_once_and_leaves_nothing_behind() -> No
     before = shared_memory()
     token = uuid.uuid4().hex
     listener = shm.listen(token, 0, 1)
-    child = multiprocessing.get_context("spawn").Process(target=_send_and_sleep, args=(token,))
-    child.start()
+    child = start_process(_send_and_sleep, token)
     receiver = shm.ShmReceiver(SHAPE, listener, 0, 60.0)
     assert_same(receiver.recv(), message(0, 5))
     assert child.pid is not None
@@ -176,11 +173,7 @@ def test_a_killed_neighbour_is_noticed_at_once_and_leaves_nothing_behind() -> No
     assert shared_memory() <= before
 
 
-def _over_gloo(rank: int, port: int, results: Any) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=30))
+def _over_gloo(rank: int) -> None:
     incoming, outgoing = (SHAPE, None) if rank else (None, SHAPE)
     receiver, sender = open_links(
         Mesh((1, 1)), rank, incoming, outgoing, transport="gloo", timeout_s=20.0, token="t", group=None
@@ -194,25 +187,10 @@ def _over_gloo(rank: int, port: int, results: Any) -> None:
     for link in (sender, receiver):
         if link is not None:
             link.close()
-    dist.barrier()
-    dist.destroy_process_group()
-    results.put(rank)
 
 
 def test_messages_cross_gloo_with_the_same_bits() -> None:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    results = spawn.Queue()
-    workers = [spawn.Process(target=_over_gloo, args=(rank, port, results)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(60)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    run_ranks(2, _over_gloo)
 
 
 def test_the_transport_is_chosen_by_where_the_ends_are() -> None:

@@ -166,6 +166,17 @@ def together(parts: list[dict[str, Any]]) -> State:
     return states
 
 
+def assert_same_but_for_rounding(parts: list[dict[str, Any]], alone: State, correct: list[int]) -> None:
+    """Every tensor to 1e-9 of its largest value, and as many right answers of each layer."""
+    meshed = together(parts)
+    assert meshed.keys() == alone.keys()
+    for key, value in alone.items():
+        difference = np.abs(meshed[key] - value).max()
+        assert difference <= 1e-9 * np.abs(value).max(), f"{key}: {difference}"
+    for layer, expected in enumerate(correct):
+        assert sum(part["correct"].get(layer, 0) for part in parts) == expected
+
+
 STEPS = EPOCHS * len(BOUNDS)
 
 
@@ -186,13 +197,7 @@ def test_replicas_in_float64_agree_with_one_process_after_two_epochs(replicas: l
     """Also where a replica of four has no sample of the last batch of three."""
     parts = run_ranks(sum(replicas), train_as_rank, replicas, STEPS, torch.float64, "adamw", "auto")
     alone, correct = train_alone(STEPS, torch.float64, "adamw")
-    meshed = together(parts)
-    assert meshed.keys() == alone.keys()
-    for key, value in alone.items():
-        difference = np.abs(meshed[key] - value).max()
-        assert difference <= 1e-9 * np.abs(value).max(), f"{key}: {difference}"
-    for layer, expected in enumerate(correct):
-        assert sum(part["correct"].get(layer, 0) for part in parts) == expected
+    assert_same_but_for_rounding(parts, alone, correct)
     for part in parts:
         assert part["stops"] == [False] * (STEPS - 1) + [True], "one replica's wish reaches all in the same step"
 
@@ -222,13 +227,7 @@ def test_the_similarity_term_sees_the_samples_of_all_replicas(replicas: list[int
     """Also where shares are unequal, and where a replica has none of the last batch."""
     parts = run_ranks(sum(replicas), train_as_rank, replicas, STEPS, torch.float64, "adamw", "auto", 1, "levers")
     alone, correct = train_alone(STEPS, torch.float64, "adamw", network="levers")
-    meshed = together(parts)
-    assert meshed.keys() == alone.keys()
-    for key, value in alone.items():
-        difference = np.abs(meshed[key] - value).max()
-        assert difference <= 1e-9 * np.abs(value).max(), f"{key}: {difference}"
-    for layer, expected in enumerate(correct):
-        assert sum(part["correct"].get(layer, 0) for part in parts) == expected
+    assert_same_but_for_rounding(parts, alone, correct)
 
 
 def test_micro_batches_give_the_same_bits_in_stages_and_keep_replicas_alike() -> None:

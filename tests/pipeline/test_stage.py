@@ -5,24 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hff import HeadOptions, LocalLayer, VggOptions, build_layers, make_optimizer
+from hff import HeadOptions, LocalLayer, VggOptions, build_layers
 from orchestrator.pipeline.links import Message
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
+from tests.stages import lone_stage
 
 
 def stage() -> Stage:
     layers = build_layers(VggOptions(widths=(4, 4, 6)), (3, 8, 8), HeadOptions(num_classes=3), seed=0)
-    return Stage(
-        first=2,
-        layers=layers,
-        optimizers=[make_optimizer(layer, "adamw", lr=1e-2) for layer in layers],
-        receiver=None,
-        sender=None,
-        learning_rate=lambda step, layer: 1e-2,
-        trained=lambda step: None,
-        output_shape=(6, 8, 8),
-        device=torch.device("cpu"),
-    )
+    return lone_stage(layers, first=2)
 
 
 def batch(step: int) -> StageInput:

@@ -10,30 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from hff import HeadOptions, VggOptions, build_layers, make_optimizer
+from hff import HeadOptions, VggOptions, build_layers
 from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.pipeline.trace import Span, Trace, WorkerSpans, chrome_trace, traced_steps
 from orchestrator.run import tracing
 from orchestrator.show.gantt import gantt
 from tests.pipeline.ranks import run_ranks
+from tests.stages import lone_stage
 
 STEP = ["forward", "loss", "gradient", "update"]
 
 
 def trained(trace: Trace, steps: int) -> Stage:
     layers = build_layers(VggOptions(widths=(4, 4)), (3, 8, 8), HeadOptions(num_classes=3), seed=0)
-    stage = Stage(
-        first=2,
-        layers=layers,
-        optimizers=[make_optimizer(layer, "adamw", lr=1e-2) for layer in layers],
-        receiver=None,
-        sender=None,
-        learning_rate=lambda step, layer: 1e-2,
-        trained=lambda step: None,
-        output_shape=(4, 8, 8),
-        device=torch.device("cpu"),
-        trace=trace,
-    )
+    stage = lone_stage(layers, first=2, trace=trace)
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         trace.begin(step)

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from orchestrator.errors import OrchestratorError
 from orchestrator.launch import ray_train
 from tests.conftest import ROOT, SUMMARY_KEYS, Command, environment, started
-from tests.processes import Descendants
+from tests.processes import Descendants, free_ports
 from tests.runs import assert_same_bits, summary_of, wait_for_step
 
 BIN = Path(sys.executable).parent
@@ -115,9 +116,9 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.repository = folder / "repository"
         for name in ("hff", "orchestrator", "jobs"):
-            shutil.copytree(ROOT / name, self.repository / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, self.repository / name)
         shutil.copy(ROOT / "pyproject.toml", self.repository)
-        port, dashboard, client, agent = _free_ports(4)
+        port, dashboard, client, agent = free_ports(4)
         self.url = f"http://127.0.0.1:{dashboard}"
         self.environment = {
             **environment(),
@@ -157,24 +158,21 @@ class Cluster:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(30)
 
+    @cached_property
+    def client(self) -> Any:
+        from ray.job_submission import JobSubmissionClient
+
+        return JobSubmissionClient(self.url)
+
     def wait(self) -> None:
         """The cluster is up when it takes a job; its agent comes later than its dashboard."""
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            if self.submit("--", "true").returncode == 0:
+            with suppress(ConnectionError, RuntimeError):
+                self.client.submit_job(entrypoint="true")
                 return
-            time.sleep(1)
+            time.sleep(0.5)
         raise AssertionError("the Ray cluster did not take a job in 120 s")
-
-
-def _free_ports(n: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(n)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
@@ -216,20 +214,10 @@ def test_a_failing_job_ends_with_our_message_and_our_exit_code(cluster: Cluster)
     failed = cluster.submit("--submission-id", "failing", "--", *job)
     assert failed.returncode != 0
     message = f"--set: data.train: {cluster.repository / 'nowhere'}: no index.json there"
-    lines = _log(cluster, "failing").strip().splitlines()
+    log = cluster.client.get_job_logs("failing")
+    lines = [line for line in log.strip().splitlines() if "\tINFO " not in line]
     assert lines[-1].startswith(message), lines
-    code = f"""
-from ray.job_submission import JobSubmissionClient
-print(JobSubmissionClient({cluster.url!r}).get_job_info("failing").driver_exit_code)
-"""
-    found = subprocess.run([sys.executable, "-c", code], env=cluster.environment, capture_output=True, text=True)
-    assert found.stdout.split()[-1] == "3", found.stderr
-
-
-def _log(cluster: Cluster, submission: str) -> str:
-    command = [str(BIN / "ray"), "job", "logs", "--address", cluster.url, submission]
-    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True)
-    return "\n".join(line for line in done.stdout.splitlines() if "\tINFO " not in line)
+    assert cluster.client.get_job_info("failing").driver_exit_code == 3
 
 
 def _submit(cluster: Cluster, *words: str) -> subprocess.Popen[str]:

@@ -7,29 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from orchestrator.data.run_store import RunStore
 from orchestrator.errors import OrchestratorError
 from orchestrator.run.lease import StoreLease, holder_of, lease_name
-from tests.stores import BUCKET, Bucket, Door, Fault, door, wait_until
+from tests.stores import Door, Fault, wait_until
 
 BEAT_S, STALE_S = 0.1, 0.6
-
-
-@pytest.fixture
-def before(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    with door(bucket.port) as before:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
-        yield before
-
-
-@pytest.fixture
-def store(before: Door, tmp_path: Path) -> RunStore:
-    return RunStore(f"s3://{BUCKET}/{tmp_path.name}")
 
 
 def lease(store: RunStore, said: list[str] | None = None) -> StoreLease:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,8 @@ from orchestrator.run import tracking
 from orchestrator.run.evaluate_run import evaluate_run
 from orchestrator.run.logged_model import log_model
 from orchestrator.run.trained import trained_run
-from tests.conftest import environment
+from tests.conftest import ROOT, environment
+from tests.processes import free_port
 from tests.run.made_run import made_run, reference_scores
 
 DIGITS = """\
@@ -121,6 +124,16 @@ def test_arrays_and_files_give_the_classes_of_the_reference_and_the_accuracy_of_
     assert evaluate_run(registered.run, None)["top1"] == pytest.approx(right)
 
 
+def test_mlflow_has_nothing_to_say_about_the_code_of_the_model() -> None:
+    """It looks when the class is made, at every log and load."""
+    import mlflow.pyfunc  # noqa: F401  which warns of itself
+
+    code = ROOT / "orchestrator" / "run" / "served_model.py"
+    with warnings.catch_warnings(record=True) as said:
+        runpy.run_path(str(code), run_name="orchestrator.again")
+    assert said == []
+
+
 def test_the_registered_model_carries_signature_example_and_class_names(model: Any) -> None:
     assert model.metadata.metadata["classes"] == [str(i) for i in range(10)]
     signature = model.metadata.signature
@@ -184,11 +197,7 @@ def test_a_database_that_cannot_be_made_is_an_error_before_training_and_a_warnin
 @pytest.fixture
 def server(registered: Registered) -> Iterator[str]:
     """`mlflow models serve` of the registered model in this environment, on loopback."""
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     command = [Path(sys.executable).parent / "mlflow", "models", "serve", "-m", registered.model_uri]
     process = subprocess.Popen(
         [*command, "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)],

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from orchestrator.cli import main
 from tests.conftest import Command, started
-from tests.processes import Descendants
+from tests.pipeline.ranks import start_process
+from tests.processes import Descendants, free_port
 from tests.runs import assert_same_bits, newest, summary_of, wait_for_step
 
 
@@ -37,21 +39,41 @@ def flags(settings: Sequence[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
 
-def test_one_worker_two_stages_and_torchrun_give_the_same_bits_and_another_seed_others(
-    trained: Callable[..., Path],
+TWO = ("cluster.workers=2", "cluster.stages=2")
+
+
+def _rank(rank: int, port: int, words: Sequence[str]) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()} | {"GLOO_SOCKET_IFNAME": "lo"})
+    sys.exit(main(list(words)))
+
+
+def test_one_worker_two_stages_and_two_ranks_give_the_same_bits_and_another_seed_others(
+    trained: Callable[..., Path], tiny_job: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """The ranks find in their environment what torchrun puts there."""
     alone = trained("alone")
-    piped = trained("piped", "cluster.workers=2", "cluster.stages=2")
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    launched = trained("launched", "cluster.workers=2", "cluster.stages=2", prefix=torchrun)
+    piped = trained("piped", *TWO)
+    words = ("run", str(tiny_job("launched")), *flags(TWO))
+    port = free_port()
+    ranks = [start_process(_rank, rank, port, words) for rank in (0, 1)]
+    for rank in ranks:
+        rank.join(120)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     reference = summary_of(alone)
-    for other in (piped, launched):
+    for other in (piped, tmp_path / "runs" / "launched"):
         assert_same_bits(other, alone)
     assert summary_of(piped)["stages"] == 2
     assert [layer["stage"] for layer in summary_of(piped)["layers"]] != [0, 0, 0]
     other_seed = summary_of(trained("other", "train.seed=1"))
     assert other_seed["weights_sha256"] != reference["weights_sha256"]
     assert other_seed["order_sha256"] != reference["order_sha256"]
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_bits_of_one_worker(trained: Callable[..., Path]) -> None:
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    assert_same_bits(trained("launched", *TWO, prefix=torchrun), trained("alone"))
 
 
 def assert_same_but_for_rounding(run: Path, other: Path) -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from hff import HeadOptions, VggOptions, build_layers, make_optimizer
+from hff import HeadOptions, VggOptions, build_layers
 from orchestrator.errors import OrchestratorError
-from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint
 from orchestrator.run.context import Control
 from orchestrator.run.folder import RunFolder
 from orchestrator.run.saving import Saver
+from tests.stages import lone_stage
 
 LIMIT = 16_384
 SMALL, LARGE = 4, 256  # widths of a layer whose files are below and above the limit
@@ -37,17 +37,7 @@ def no_room() -> Iterator[None]:
 
 def saver(folder: RunFolder, width: int, *, background: bool = False) -> Saver:
     (layer,) = build_layers(VggOptions(widths=(width,)), (3, 8, 8), HeadOptions(num_classes=3), seed=0)
-    stage = Stage(
-        first=0,
-        layers=[layer],
-        optimizers=[make_optimizer(layer, "adamw", lr=1e-2)],
-        receiver=None,
-        sender=None,
-        learning_rate=lambda step, layer: 1e-2,
-        trained=lambda step: None,
-        output_shape=(width, 8, 8),
-        device=torch.device("cpu"),
-    )
+    stage = lone_stage([layer])
     return Saver(folder, 1, stage, Control(1), writes=True, leads=True, keep_last=2, background=background)
 
 

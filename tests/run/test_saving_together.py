@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from hff import HeadOptions, VggOptions, build_layers, make_optimizer
+from hff import HeadOptions, VggOptions, build_layers
 from orchestrator.errors import OrchestratorError
-from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint
 from orchestrator.run.context import Control
 from orchestrator.run.folder import RunFolder
 from orchestrator.run.saving import Saver
 from tests.pipeline.ranks import run_ranks
+from tests.stages import lone_stage
 from tests.stores import wait_until
 
 LIMIT = 1000  # bytes; the files of both layers are larger
@@ -25,17 +24,7 @@ LIMIT = 1000  # bytes; the files of both layers are larger
 
 def _saver(rank: int, folder: RunFolder) -> Saver:
     (layer,) = build_layers(VggOptions(widths=(4, 5)), (3, 8, 8), HeadOptions(num_classes=3), seed=0, only=[rank])
-    stage = Stage(
-        first=rank,
-        layers=[layer],
-        optimizers=[make_optimizer(layer, "adamw", lr=1e-2)],
-        receiver=None,
-        sender=None,
-        learning_rate=lambda step, layer: 1e-2,
-        trained=lambda step: None,
-        output_shape=(4 + rank, 8, 8),
-        device=torch.device("cpu"),
-    )
+    stage = lone_stage([layer], first=rank)
     own = Control(2)
     return Saver(folder, 1, stage, own, writes=True, leads=rank == 0, keep_last=2, background=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,15 @@ from orchestrator.run import checkpoint
 from orchestrator.run.folder import RunFolder
 from orchestrator.run.lease import lease_name
 from orchestrator.run.stored_checkpoints import Fenced, StoredCheckpoints
-from tests.stores import BUCKET, Bucket, Door, door
+from tests.stores import Bucket, Door
 
 FENCE = "token"
 FILES = ["layer_00.optim.safetensors", "layer_00.safetensors", "state.json", "manifest.json"]
 
 
 @pytest.fixture
-def before(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    with door(bucket.port) as before:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
-        yield before
-
-
-@pytest.fixture
-def store(before: Door, tmp_path: Path) -> RunStore:
-    store = RunStore(f"s3://{BUCKET}/{tmp_path.name}")
+def store(store: RunStore) -> RunStore:
+    """With the lease of a run in it."""
     store.put(lease_name("a"), b'{"token": "token"}')
     return store
 

@@ -28,7 +28,7 @@ from orchestrator.run.lease import StoreLease
 from orchestrator.run.worker import Assignment
 from tests.conftest import Command, environment, started
 from tests.runs import layer_files, summary_of
-from tests.stores import BUCKET, Bucket, Door, Fault, door, wait_until
+from tests.stores import BUCKET, Bucket, Door, Fault, wait_until
 
 EVERY_5 = ("--set", "checkpoint.every_steps=5", "--set", "checkpoint.keep_last=2")
 
@@ -65,10 +65,8 @@ class Store:
 
 
 @pytest.fixture
-def store(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    with door(bucket.port) as before:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{before.port}")
-        yield Store(bucket, before, tmp_path, monkeypatch)
+def store(bucket: Bucket, before: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    return Store(bucket, before, tmp_path, monkeypatch)
 
 
 @pytest.fixture
