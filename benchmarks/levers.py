@@ -217,6 +217,8 @@ def measure(folder: Path, given: argparse.Namespace) -> None:
     ]
     places = "digits" if given.train == "digits" else "TRAIN TEST"
     command = f"python -m benchmarks.levers {places} --name {given.name} --epochs {given.epochs} --seeds {given.seeds}"
+    command += f" --lr {given.lr:g} --grid {given.grid}"
+    command += "" if given.train == "digits" else f" --image-size {given.image_size}"
     command += "" if given.adaptive else f" --coarse {' '.join(map(str, given.coarse))}"
     if given.adaptive:
         found = rows(by_number(math.ceil(images / 100) * given.epochs), data, runs, given)

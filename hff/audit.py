@@ -57,8 +57,9 @@ def _refuse_sharing(parameters: list[list[nn.Parameter]]) -> None:
     owner: dict[int, int] = {}
     for k, own in enumerate(parameters):
         for parameter in own:
-            if owner.setdefault(parameter.data_ptr() if parameter.numel() else id(parameter), k) != k:
-                raise LocalityError(f"layers {owner[parameter.data_ptr()]} and {k} share a parameter")
+            first = owner.setdefault(parameter.data_ptr() if parameter.numel() else id(parameter), k)
+            if first != k:
+                raise LocalityError(f"layers {first} and {k} share a parameter")
 
 
 def _reached(k: int, loss: Tensor, parameters: list[list[nn.Parameter]]) -> int:

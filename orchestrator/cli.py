@@ -14,6 +14,7 @@ from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorErr
 from orchestrator.examples import add_examples
 from orchestrator.show import run_arguments
 from orchestrator.show.run_arguments import run_here, whole_number
+from orchestrator.storage import result_file
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         "run", parents=[job], help="train, transfer or search; resumes an unfinished run of this name"
     )
     run.add_argument("--seeds", metavar="S,S,..", help="one run per seed, named NAME-seed-S, with mean and deviation")
-    run.add_argument("--summary", metavar="FILE", type=Path, help="also write summary.json here")
+    run.add_argument("--summary", metavar="FILE", type=result_file, help="also write summary.json here")
     run.add_argument(
         "--resume",
         choices=("auto", "never", "must"),
@@ -62,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--profile", action="store_true", help="measure the layers here instead of estimating them (needs torch)"
     )
     plan.add_argument("--price-per-hour", metavar="X", help="of one worker; adds what an epoch costs")
-    plan.add_argument("--json", metavar="FILE", type=Path, help="also write the plan as JSON (- for stdout)")
+    plan.add_argument("--json", metavar="FILE", type=result_file, help="also write the plan as JSON (- for stdout)")
 
     submit = commands.add_parser(
         "submit",
@@ -102,13 +103,15 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also linear probes of each layer's output, before and after normalisation, and its prototypes",
     )
-    evaluate.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON")
+    evaluate.add_argument("--json", metavar="FILE", type=result_file, help="also write the result as JSON")
 
     predict = commands.add_parser("predict", help="classify image files; shows how every layer voted")
     predict.add_argument("run", metavar="RUN", help="a run folder, or its s3:// or gs:// URL")
     predict.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="JPEG or PNG files")
     predict.add_argument("--top", metavar="N", default="5", help="how many classes to show (default 5)")
-    predict.add_argument("--json", metavar="FILE", type=Path, help="also write the result as JSON (- for stdout)")
+    predict.add_argument(
+        "--json", metavar="FILE", type=result_file, help="also write the result as JSON (- for stdout)"
+    )
 
     export = commands.add_parser("export", help="write a run's network as one file for other programs")
     export.add_argument("run", metavar="RUN", help="a run folder, or its s3:// or gs:// URL")
@@ -124,7 +127,10 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="one self-contained HTML page for one run or several")
     report.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or their s3:// or gs:// URLs")
     report.add_argument(
-        "--out", metavar="FILE", type=Path, help="default: RUN/report.html; of several, comparison.html in the first"
+        "--out",
+        metavar="FILE",
+        type=result_file,
+        help="default: RUN/report.html; of several, comparison.html in the first",
     )
 
     run_arguments.add_to(commands)
@@ -145,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # where nothing is to be saved: a run turns it into a wish to stop
+        print("interrupted", file=sys.stderr)
+        return EXIT_OTHER
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OTHER

@@ -10,6 +10,11 @@ EXIT_CHECKPOINT = 4
 EXIT_INTERRUPTED = 75
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line; its type where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class OrchestratorError(Exception):
     """Anything that stops a command for a reason that is told in one message."""
 

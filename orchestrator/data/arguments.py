@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import JobError
 from orchestrator.job import paths
+from orchestrator.storage import result_file
 
 if TYPE_CHECKING:
     from orchestrator.data.pack import Share
@@ -58,7 +59,7 @@ def add_to(actions: Any) -> None:
     )
     _add_jobs(verify)
     stats = actions.add_parser("stats", help="classes, sizes, modes, bytes, balance")
-    stats.add_argument("--html", metavar="FILE", type=Path, help="also one page with some of the images")
+    stats.add_argument("--html", metavar="FILE", type=result_file, help="also one page with some of the images")
     for action in (verify, stats):
         action.add_argument("out", metavar="OUT", help="a folder or URL with index.json")
 

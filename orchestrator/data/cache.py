@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from orchestrator.data.index import Shard, file_sha256
 from orchestrator.data.remote import Remote, Stopped
 from orchestrator.errors import DataError
+from orchestrator.storage import is_at
 
 _POLL_S = 0.05
 _LEFTOVER_S = 24 * 3600.0
@@ -124,11 +125,11 @@ class ShardCache:
             with self._folder_lock():
                 file = opened.enter_context(open(path, "ab"))
                 # The one who had it before may be renaming or removing it.
-                mine = _try_lock(file) and _is_at(file, path)
+                mine = _try_lock(file) and is_at(file, path)
             try:
                 yield file if mine else None
             finally:
-                if mine and os.fstat(file.fileno()).st_size == 0 and _is_at(file, path):
+                if mine and os.fstat(file.fileno()).st_size == 0 and is_at(file, path):
                     os.unlink(path)
 
     @contextmanager
@@ -167,13 +168,6 @@ def bring(
                 "packing: upload what the index was made for"
             )
         remote.counters.add(damaged=1)
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _is_held(path: str) -> bool:

@@ -91,6 +91,7 @@ def pack(
     jobs: int | None = None,
     share: Share | None = None,
 ) -> int:
+    """Pack into a folder and say how it went; returns the exit code. Raises DataError, Interrupted."""
     if (out / "index.json").is_file():
         index = open_index(out)
         if index.source != Path(source).name:
@@ -143,6 +144,10 @@ def index(folder: Path, *, labelling: Labelling | None = None, jobs: int | None 
 
 
 def verify(out: str, *, decode: bool = False, fix: bool = False, jobs: int | None = None) -> int:
+    """Check a set against its index; returns the exit code. Raises DataError with all that is wrong.
+
+    `fix` names bad samples in the list that training leaves out. Raises JobError where no list can be kept.
+    """
     index = open_data(out)
     if fix and index.store is not None:
         raise JobError(f"--fix: the list is kept beside the index; verify the folder that was copied to {out}")
@@ -170,6 +175,7 @@ def verify(out: str, *, decode: bool = False, fix: bool = False, jobs: int | Non
 
 
 def stats(out: str) -> int:
+    """Say what a set holds; returns the exit code. Raises DataError."""
     index = open_data(out)
     found = describe(index)
     low, mean, high = found.bytes

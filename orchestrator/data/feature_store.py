@@ -13,6 +13,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,8 @@ def write_shard(
                 for vector in vectors:
                     i = start + len(crcs)
                     data = plan.layout.head + vector.astype(plan.dtype, copy=False).tobytes()
-                    writer.add(f"{source.key(i)}.npy", data)
-                    writer.add(f"{source.key(i)}.cls", str(int(source.labels[i])).encode())
+                    for suffix, content in (("npy", data), ("cls", str(int(source.labels[i])).encode())):
+                        _add(writer, source.key(i), suffix, content)
                     crcs.append(zlib.crc32(data))
             assert len(crcs) == stop - start, f"shard {number} has {len(crcs)} samples, expected {stop - start}"
             writer.samples = len(crcs)
@@ -133,6 +134,13 @@ def write_shard(
     finally:
         temporary.unlink(missing_ok=True)
     return made
+
+
+def _add(writer: ShardWriter, key: str, suffix: str, content: bytes) -> None:
+    try:
+        writer.add(f"{key}.{suffix}", content)
+    except ValueError as error:  # features have one header each, which holds no longer name
+        raise DataError(f"key {key}: {error}: its features cannot be kept; set features.cache to false") from None
 
 
 def kept_shards(plan: SetPlan) -> list[MadeShard]:
@@ -157,11 +165,13 @@ def kept_shards(plan: SetPlan) -> list[MadeShard]:
 
 def samples_written(plan: SetPlan) -> int:
     """Samples on disk so far, told from the sizes of the files: good enough to show progress."""
-    try:
-        sizes = [entry.stat().st_size for entry in os.scandir(plan.partial) if ".tar" in entry.name]
-    except FileNotFoundError:
+    if not plan.partial.is_dir():
         return plan.samples
-    return min(plan.samples, sum(size // plan.layout.stride for size in sizes))
+    written = 0
+    for path in plan.partial.glob("*.tar*"):
+        with suppress(FileNotFoundError):  # it got its name at this moment
+            written += path.stat().st_size // plan.layout.stride
+    return min(plan.samples, written)
 
 
 def publish(plan: SetPlan, source: Index, shards: Sequence[MadeShard]) -> None:

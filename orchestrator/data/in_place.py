@@ -15,6 +15,9 @@ from orchestrator.errors import DataError
 
 Progress = Callable[[int, int], None]
 
+# A greater number is no class but damage; so many names would fill the memory.
+_MOST_CLASSES = 2**20
+
 
 def index_in_place(
     folder: Path, *, labelling: Labelling | None = None, jobs: int = 1, progress: Progress | None = None
@@ -42,8 +45,12 @@ def index_in_place(
         raise DataError(f"{folder}: its shards hold no samples")
     _no_key_twice(rows, paths)
     labels = read_labels(labelling)
-    classes = labels.classes or tuple(str(i) for i in range(int(rows["label"].max()) + 1))
-    _labels_in_range(rows, paths, len(classes), labelling)
+    if labels.classes is None:
+        _labels_in_range(rows, paths, _MOST_CLASSES, "that there can be")
+        classes = tuple(str(i) for i in range(int(rows["label"].max()) + 1))
+    else:
+        classes = labels.classes
+        _labels_in_range(rows, paths, len(classes), f"of {labelling.classes}")
     shards = [shard for _, shard, _ in found]
     write_index(folder, classes, shards, rows, folder.resolve().name, extra=named(classes, labels.names))
     return open_index(folder)
@@ -79,11 +86,11 @@ def _no_key_twice(rows: Rows, paths: Sequence[Path]) -> None:
         )
 
 
-def _labels_in_range(rows: Rows, paths: Sequence[Path], classes: int, labelling: Labelling) -> None:
+def _labels_in_range(rows: Rows, paths: Sequence[Path], classes: int, whose: str) -> None:
     outside = np.flatnonzero(rows["label"] >= classes)
     if len(outside):
         row = rows[outside[0]]
         raise DataError(
             f"{paths[row['shard']]}: key {row['key'].decode()}: member .cls: label {row['label']} is outside of the "
-            f"{classes} classes of {labelling.classes}"
+            f"{classes} classes {whose}"
         )

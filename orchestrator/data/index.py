@@ -247,6 +247,8 @@ def _checked(folder: Path, content: dict[str, Any], kind: Kind) -> Index:
         raise DataError(f"{file}: expected {content['samples']} samples, its shards have {in_shards}")
     classes = tuple(content["classes"])
     extra = content.get("extra", {})
+    if len(extra.get("class_names", classes)) != len(classes):
+        raise DataError(f"{file}: names {len(extra['class_names'])} of its {len(classes)} classes")
     identity = _identity(classes, shards, stated["sha256"], extra)
     if identity != content["sha256"]:
         raise DataError(f"{file}: was changed after packing: its SHA-256 is not the one that it states")

@@ -65,7 +65,7 @@ def class_list(found: Iterable[str], labels: Labels, source: str, files: Labelli
         classes = tuple(present)
     else:
         classes = labels.classes
-        unknown = [label for label in present if label not in set(classes)]
+        unknown = sorted(set(present) - set(classes))
         if unknown:
             raise DataError(
                 f"{files.labels or source}: {len(unknown)} classes are not among the {len(classes)} of "

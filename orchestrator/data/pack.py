@@ -98,6 +98,8 @@ def pack(
     Raises DataError for a source that cannot be packed whole or an `out` that holds something else.
     """
     out = Path(out)
+    if out.name in ("", ".."):
+        raise DataError(f"{out}: must be a folder with a name of its own, which it gets when it is complete")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is there already and not empty; remove it or choose another folder")
     work = out.with_name(f".{out.name}.packing")
@@ -113,7 +115,9 @@ def pack(
             shutil.rmtree(work, ignore_errors=True)  # whoever repairs the source changes it
             raise
         except OSError as error:
-            raise OrchestratorError(f"{work}: cannot be written: {error}; then the same command goes on") from None
+            raise OrchestratorError(
+                f"{work}: cannot be written: {error}; make room there, then the same command goes on"
+            ) from None
         _publish(recipe.shards, out)
         shutil.rmtree(work)
     return open_index(out)

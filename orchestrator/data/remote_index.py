@@ -105,6 +105,7 @@ def open_data(location: str | Path, kind: Kind = IMAGES, cache: Mapping[str, Any
     try:
         index = open_index(folder, kind)
     except DataError as error:
+        (folder / MEMBERS).unlink(missing_ok=True)  # a copy that was damaged here is fetched again next time
         raise DataError(str(error).replace(str(folder), remote.url)) from None
     largest = max(shard.bytes for shard in index.shards)
     if largest > shards.max_bytes:

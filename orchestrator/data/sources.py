@@ -224,7 +224,7 @@ def _plain_tar(path: Path, plain: Path) -> Iterator[Path]:
     try:
         with gzip.open(path) as source, open(plain, "wb") as target:
             shutil.copyfileobj(source, target, 2**20)
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:  # not OSError: a full disk is no fault of the source
         raise DataError(f"{path}: cannot be unpacked: {error}") from None
     try:
         yield plain

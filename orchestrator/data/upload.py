@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.data.cache import default_folder
+from orchestrator.data.index import open_index
 from orchestrator.data.remote_index import open_data
 from orchestrator.data.run_store import RunStore
 from orchestrator.errors import DataError, JobError
 from orchestrator.job import paths
 
 _INDEX = "index.json"
+# Holds, until the upload is whole, the identity of the set that it is of.
+_BEGUN = ".uploading"
 
 
 def pack_into_store(
@@ -21,8 +24,9 @@ def pack_into_store(
 ) -> int:
     """Let `pack` fill a folder here, upload it to `url` and remove it; returns what `pack` did.
 
-    Without its index, which goes up last, nobody takes the rest for a packed set; what is there already in its size
-    is not sent again. Raises JobError for a URL that is none, DataError where other data lie, and what RunStore raises.
+    Without its index, which goes up last, nobody takes the rest for a packed set; what an upload of the same set has
+    brought there already is not sent again. Raises JobError for a URL that is none, DataError where other data lie,
+    and what RunStore raises.
     """
     fault = paths.location_fault(url)
     if fault:
@@ -39,13 +43,19 @@ def pack_into_store(
     here = default_folder().parent / "packed" / hashlib.sha256(url.encode()).hexdigest()[:16]
     here.parent.mkdir(parents=True, exist_ok=True)
     done = pack(here)
-    there = store.listed("")
+    identity, begun = open_index(here).sha256.encode(), store.get(_BEGUN)
+    there = {}
+    if begun is not None and begun[0] == identity:
+        there = store.listed("")
+    else:  # what lies there may have the names and sizes of ours, but other labels
+        store.put(_BEGUN, identity)
     files = sorted(here.iterdir(), key=lambda path: (path.name == _INDEX, path.name))
     for number, path in enumerate(files):
         progress(number, len(files))
         stored = there.get(path.name)
         if stored is None or stored.bytes != path.stat().st_size:
             store.put(path.name, path)
+    store.delete([_BEGUN])
     progress(len(files), len(files))
     shutil.rmtree(here)
     say(f"{url}: uploaded; orchestrator data verify {url} proves it")

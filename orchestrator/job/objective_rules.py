@@ -70,18 +70,21 @@ def own_class(job: Job) -> Found:
 
 
 def scale(job: Job) -> Found:
+    """A scale that learns never reaches its bounds, so it cannot begin on one."""
     objective = job.objective
     if objective.name != "hff":
         return
-    if objective.scale_min > objective.scale_max:
-        low, high = f"{objective.scale_min:g}", f"{objective.scale_max:g}"
-        yield "objective.scale_min", f"must be at most objective.scale_max ({high}), got {low}"
-    elif not objective.scale_min <= objective.scale <= objective.scale_max:
-        low, high = f"{objective.scale_min:g}", f"{objective.scale_max:g}"
-        yield (
-            "objective.scale",
-            f"must be from scale_min ({low}) to scale_max ({high}), got {objective.scale:g}",
-        )
+    low, high = objective.scale_min, objective.scale_max
+    if low > high:
+        yield "objective.scale_min", f"must be at most objective.scale_max ({high:g}), got {low:g}"
+    elif not low <= objective.scale <= high:
+        yield "objective.scale", f"must be from scale_min ({low:g}) to scale_max ({high:g}), got {objective.scale:g}"
+    elif objective.learn_scale and objective.scale in (low, high):
+        yield "objective.scale", _inside(objective.scale)
+
+
+def _inside(value: float) -> str:
+    return f"must lie inside its bounds while it learns (or set objective.learn_scale: false), got {value:g}"
 
 
 _HFF_ALONE = ("margin", "scale", "sharpness", "prototypes_per_class")
@@ -108,3 +111,10 @@ def per_layer(job: Job) -> Found:
                     f"per_layer.{i}.scale",
                     f"must be from objective.scale_min ({low:g}) to objective.scale_max ({high:g}), got {own.scale:g}",
                 )
+            elif job.objective.learn_scale and own.scale in (low, high):
+                yield f"per_layer.{i}.scale", _inside(own.scale)
+        if own is not None and own.label_smoothing is not None and not hasattr(job.objective, "label_smoothing"):
+            yield (
+                f"per_layer.{i}.label_smoothing",
+                f"must be left out (objective {job.objective.name} has none), got {own.label_smoothing:g}",
+            )

@@ -20,12 +20,12 @@ def options(objective: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in objective.items() if key not in (*KEYS, "source")}
 
 
-def sha256(source: bytes) -> str:
-    return hashlib.sha256(source).hexdigest()
+def sha256(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
-def read(path: str) -> bytes:
-    """The bytes of the file. Raises ValueError with what it must be where it cannot be an objective's."""
+def read(path: str) -> str:
+    """The text of the file. Raises ValueError with what it must be where it cannot be an objective's."""
     try:
         with open(path, "rb") as file:
             source = file.read(LARGEST_BYTES + 1)
@@ -35,10 +35,14 @@ def read(path: str) -> bytes:
         raise ValueError(f"must be a readable Python file, got {path}: {error.strerror}") from None
     if len(source) > LARGEST_BYTES:
         raise ValueError(f"must be a Python file of at most 1 MiB, got more: {path}")
-    return source
+    try:
+        return source.decode()
+    except UnicodeDecodeError as error:
+        line = source.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"must be UTF-8 text, got {path}:{line}: the byte 0x{source[error.start]:02x}") from None
 
 
-def class_fault(source: bytes, path: str, name: object) -> tuple[str, str] | None:
+def class_fault(source: str, path: str, name: object) -> tuple[str, str] | None:
     """Which key of `objective` is wrong, and what it must be; None where the file defines the class."""
     try:
         tree = ast.parse(source, path)

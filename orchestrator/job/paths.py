@@ -7,7 +7,7 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 DIGITS = "digits"
 REMOTE_SCHEMES = ("http", "https", "s3", "gs")
@@ -123,8 +123,15 @@ def tracking_fault(text: str) -> str | None:
     kind = (scheme(text) or "").split("+")[0]
     if kind not in TRACKING_SCHEMES:
         return f"must begin with one of {', '.join(s + '://' for s in TRACKING_SCHEMES)}"
-    if kind.startswith("http") and "@" in urlsplit(text).netloc:
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        return f"must be a URL ({error})"
+    if kind.startswith("http") and "@" in parts.netloc:
         return "must hold no password (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+    if parts.password is not None or "password" in parse_qs(parts.query):
+        place = "PGPASSWORD or ~/.pgpass" if kind == "postgresql" else "the option file of its client"
+        return f"must hold no password ({place} can)"
     return None
 
 

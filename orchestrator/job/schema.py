@@ -5,6 +5,7 @@ A `Job` that exists is valid: single values are held by their types, relations b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -44,31 +45,22 @@ def _run_name(text: str) -> str:
     return text
 
 
-def _location(text: str) -> str:
-    fault = paths.location_fault(text)
-    if fault:
-        raise PydanticCustomError("location", "{must}", {"must": fault})
-    return text
+def _place(fault_of: Callable[[str], str | None]) -> AfterValidator:
+    """Refuses a place in which a function finds a fault."""
 
+    def check(text: str) -> str:
+        fault = fault_of(text)
+        if fault:
+            raise PydanticCustomError("location", "{must}", {"must": fault})
+        return text
 
-def _runs_folder(text: str) -> str:
-    fault = paths.runs_fault(text)
-    if fault:
-        raise PydanticCustomError("location", "{must}", {"must": fault})
-    return text
-
-
-def _tracking_uri(text: str) -> str:
-    fault = paths.tracking_fault(text)
-    if fault:
-        raise PydanticCustomError("location", "{must}", {"must": fault})
-    return text
+    return AfterValidator(check)
 
 
 RunName = Annotated[str, AfterValidator(_run_name)]
-Location = Annotated[str, AfterValidator(words), AfterValidator(_location)]
-RunsFolder = Annotated[str, AfterValidator(words), AfterValidator(_runs_folder)]
-TrackingUri = Annotated[str, AfterValidator(words), AfterValidator(_tracking_uri)]
+Location = Annotated[str, AfterValidator(words), _place(paths.location_fault)]
+RunsFolder = Annotated[str, AfterValidator(words), _place(paths.runs_fault)]
+TrackingUri = Annotated[str, AfterValidator(words), _place(paths.tracking_fault)]
 
 
 class FromTrain(Section):

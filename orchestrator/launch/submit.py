@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import EXIT_DONE, EXIT_OTHER, Interrupted, JobError, OrchestratorError
+from orchestrator.errors import EXIT_DONE, EXIT_OTHER, Interrupted, JobError, OrchestratorError, first_line
 from orchestrator.job.load import load_any
 from orchestrator.job.paths import DIGITS, base_folder
 from orchestrator.job.schema import Job
@@ -123,7 +123,7 @@ def _client(address: str | None) -> Any:
         where = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
         place = f"the Ray cluster at {where}" if where else "a Ray cluster on this machine"
         raise OrchestratorError(
-            f"{place} cannot be used: {str(error).splitlines()[0]}\n"
+            f"{place} cannot be used: {first_line(error)}\n"
             "Give the address of its dashboard, --address http://HEAD:8265, or set RAY_ADDRESS."
         ) from error
 

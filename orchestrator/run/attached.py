@@ -64,7 +64,7 @@ class Uploads:
         """Rank 0: make an upload count and delete old ones; what went wrong. Raises Fenced."""
         try:
             self.checkpoints.finish(step, self.fence)
-            self.checkpoints.prune(self.keep_last)
+            self.checkpoints.prune(self.keep_last, step)
         except Fenced:
             raise
         except (OrchestratorError, OSError) as error:

@@ -42,6 +42,7 @@ class FileEntry:
 
 
 def step_folder(folder: RunFolder, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies when it is whole."""
     return folder.checkpoints / f"step_{step:09d}"
 
 
@@ -51,6 +52,7 @@ def step_of(where: Path) -> int:
 
 
 def temporary_folder(folder: RunFolder, step: int, attempt: int) -> Path:
+    """Where an attempt writes it before."""
     return folder.checkpoints / f".step_{step:09d}.attempt-{attempt}.tmp"
 
 
@@ -233,6 +235,7 @@ def newest_valid(folder: RunFolder) -> tuple[Path | None, list[str]]:
 
 
 def read_state(where: Path) -> dict[str, Any]:
+    """The state of the run beside its layers: step, ledger, seconds, what `Loop._save` puts there."""
     state: dict[str, Any] = json.loads((where / "state.json").read_text(encoding="utf-8"))
     return state
 
@@ -287,9 +290,12 @@ def fork(source: Path, folder: RunFolder) -> None:
     os.rename(temporary, folder.checkpoints / source.name)
 
 
-def prune(folder: RunFolder, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints."""
-    for step in steps_found(folder)[:-keep_last]:
+def prune(folder: RunFolder, keep_last: int, saved: int) -> None:
+    """Delete all checkpoints up to the step `saved` but the newest `keep_last`.
+
+    Later ones are damaged, since a run goes on from the newest whole one: they take no place of those that count.
+    """
+    for step in [step for step in steps_found(folder) if step <= saved][:-keep_last]:
         shutil.rmtree(step_folder(folder, step))
 
 

@@ -17,7 +17,7 @@ from orchestrator.run.mistakes import Mistake, MistakesOfPart, together
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies as fractions of `samples`; `confusion[t][p]` counts samples of class t called p.
+    """Accuracies as fractions of `samples`; `confusion` (K, K) int64 counts samples of class t called p at [t, p].
 
     `mistakes`: the surest wrong ones, as many as were asked for.
     """
@@ -26,7 +26,7 @@ class Evaluation:
     top1: float
     top5: float
     layer_top1: dict[int, float]
-    confusion: list[list[int]]
+    confusion: Tensor
     mistakes: list[Mistake]
 
 
@@ -61,7 +61,7 @@ def evaluate(
     mine = {
         "correct": {stage.first + i: int(c) for i, c in enumerate(correct)},
         "counts": counts.tolist(),
-        "confusion": confusion.tolist() if is_last else None,
+        "confusion": confusion.cpu() if is_last else None,
         "mistakes": surest if is_last and mistakes else None,
     }
     return _combine(control.gather(mine), num_classes)
@@ -122,15 +122,13 @@ def _combine(parts: list[dict[str, Any]], num_classes: int) -> Evaluation:
     for part in parts:
         for index, right in part["correct"].items():
             per_layer[index] = per_layer.get(index, 0) + right
-    last = [p["confusion"] for p in parts if p["confusion"] is not None]
-    cells = [sum(column) for column in zip(*last, strict=True)] if last else []
-    rows = [cells[i * num_classes : (i + 1) * num_classes] for i in range(num_classes)] if cells else []
+    confusion = torch.stack([p["confusion"] for p in parts if p["confusion"] is not None]).sum(dim=0)
     total = max(1, samples)
     return Evaluation(
         samples=samples,
         top1=top1 / total,
         top5=top5 / total,
         layer_top1={i: right / total for i, right in sorted(per_layer.items())},
-        confusion=rows,
+        confusion=confusion.view(num_classes, num_classes),
         mistakes=together([p["mistakes"] for p in parts if p["mistakes"] is not None]),
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from orchestrator.data.remote_index import open_data
 from orchestrator.errors import DataError
 from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.run import network
@@ -77,16 +78,14 @@ def whole_batches(trained: TrainedRun, part: Part, device: torch.device) -> Iter
 
 def evaluation_part(trained: TrainedRun, datasets: Datasets, location: str | None) -> Part:
     """What a run is evaluated on: `location`, or its own validation data. Raises DataError."""
-    part = datasets.val if location is None else _foreign(location, trained.classes)
+    part = datasets.val if location is None else _foreign(location, trained)
     if part is None:
         raise DataError(f"{trained.name}: its job names no validation data; give some with --data OUT")
     return part
 
 
-def _foreign(location: str, classes: list[str]) -> Part:
-    from orchestrator.data.remote_index import open_data
-
-    index = open_data(location)
+def _foreign(location: str, trained: TrainedRun) -> Part:
+    index, classes = open_data(location, cache=trained.job["data"].get("cache")), trained.classes
     if list(index.classes) != classes:
         raise DataError(f"{location}: its {len(index.classes)} classes are not the {len(classes)} of the run")
     return Part(index, np.arange(index.num_samples, dtype=np.int64))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
+from orchestrator.storage import is_at
 from orchestrator.storage import write_atomically as write_atomically
 
 # Of one process: the loop and a save beside it both tell what happened.
@@ -184,18 +185,29 @@ class Lease:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Lease:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(self._path, "a+", encoding="utf-8")
-        except OSError as error:
-            raise JobError(f"runs: must be a folder that can be written, got {self._path.parent}: {error}") from None
-        if self._run.exists() and not self._run.is_dir():
+        file = self._locked()
+        while not is_at(file, self._path):  # the driver before left at this moment, and its file with it
             file.close()
-            self._path.unlink()
+            file = self._locked()
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
+        file.flush()
+        self._file = file
+        return self
+
+    def _locked(self) -> IO[str]:
+        """The file of the lease with its lock. Raises OrchestratorError where another process has it."""
+        if self._run.exists() and not self._run.is_dir():
             raise JobError(f"name: must be that of a folder in runs, got {self._run}, a file; give another name")
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise JobError(f"runs: must be a folder that can be written, got {self._path.parent}: {error}") from None
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
@@ -203,12 +215,10 @@ class Lease:
                 f"{self._path.name[1:-6]}: this run is already being driven by {holder}; "
                 "stop that one first, or give this run another name"
             ) from None
-        file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
-        file.flush()
-        self._file = file
-        return self
+        except OSError as error:  # a file system without locks
+            file.close()
+            raise JobError(f"runs: must be a folder whose files can be locked, got {file.name}: {error}") from None
+        return file
 
     def __exit__(self, *exc: object) -> None:
         assert self._file is not None

@@ -80,7 +80,8 @@ class Heartbeat:
                 self._write()
                 self._stop_seen = self._stop_seen or stop_file.exists()
             elif self._context.stop_requested():
-                stop_file.touch()
+                with suppress(OSError):  # a full disk; tried again at the next beat
+                    stop_file.touch()
 
     def _pass_on_a_notice(self, stop_file: Path) -> None:
         what = self._context.preemption()

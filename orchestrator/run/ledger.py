@@ -72,7 +72,8 @@ class Ledger:
         ledger.skipped = list(state["epoch_skipped"])
         ledger.skipped_before = int(state["skipped_before"])
         left_out = set(ledger.skipped)
-        planned = epoch_keys(int(state["epoch_samples"]) + len(left_out))
+        # Of a repeated batch, a key may have been left out several times.
+        planned = epoch_keys(int(state["epoch_samples"]) + len(ledger.skipped))
         ledger.keys = [key for key in planned if key not in left_out]
         if chain(ledger.epoch_start, ledger.keys) != ledger.order:
             raise ValueError("the order of the samples is not the one that the checkpoint was made with")

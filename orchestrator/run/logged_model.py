@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data.decode import encode_png
+from orchestrator.errors import first_line
 from orchestrator.run.folder import write_json
 from orchestrator.run.tracking import client_of
 
@@ -47,7 +48,7 @@ def log_model(
             if version is not None and card:
                 client.update_model_version(registered_name, version, description=card)
     except Exception as error:  # mlflow raises its own, requests' and sqlalchemy's errors alike
-        return Logged(warning=f"MLflow: the network could not be logged: {str(error).splitlines()[0]}")
+        return Logged(warning=f"MLflow: the network could not be logged: {first_line(error)}")
     return Logged(version=version)
 
 

@@ -332,7 +332,7 @@ class Loop:
         if self.stage.averages:
             summary["evaluated_weights"] = "averaged"
         if val is not None and self.datasets.val is not None:
-            write_json(self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion})
+            write_json(self.folder.confusion, {"classes": self.datasets.classes, "matrix": val.confusion.tolist()})
             shown = mistakes.described(val.mistakes, self.datasets.val.index, self.datasets.val.subset)
             write_json(self.folder.mistakes, shown)
             self.folder.append_event(events.final(total, val))

@@ -14,7 +14,7 @@ import torch
 from hff.architectures import OwnHead, make_head
 from hff.objectives import Head
 from hff.randomness import seeded
-from orchestrator.errors import JobError
+from orchestrator.errors import JobError, first_line
 from orchestrator.job import own_objective
 from orchestrator.job.objectives import OwnObjective
 from orchestrator.job.schema import Job
@@ -31,10 +31,10 @@ def own_head(objective: Mapping[str, Any], num_classes: int) -> OwnHead:
     path, source = str(objective["file"]), objective.get("source")
     if source is None:
         try:
-            source = own_objective.read(path).decode("utf-8")
+            source = own_objective.read(path)
         except ValueError as error:
             raise JobError(f"objective.file: {error}") from None
-    found = own_objective.sha256(source.encode())
+    found = own_objective.sha256(source)
     if objective["sha256"] not in (None, found):
         raise JobError(f"objective.file: {path} has changed since the job was read; start afresh with --resume never")
     kind = _class_of(path, source, str(objective["class"]))
@@ -43,7 +43,7 @@ def own_head(objective: Mapping[str, Any], num_classes: int) -> OwnHead:
 
 @functools.lru_cache(maxsize=8)
 def _class_of(path: str, source: str, name: str) -> type[Head]:
-    module = ModuleType(f"objective_{own_objective.sha256(source.encode())[:12]}")
+    module = ModuleType(f"objective_{own_objective.sha256(source)[:12]}")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses look their module up there
     try:
@@ -91,7 +91,7 @@ def kept_objective(job: Job, folder: RunFolder) -> tuple[Job, Job]:
     """
     if not isinstance(job.objective, OwnObjective):
         return job, job
-    write_atomically(folder.objective, own_objective.read(job.objective.file).decode("utf-8"))
+    write_atomically(folder.objective, own_objective.read(job.objective.file))
 
     def reading(file: str) -> Job:
         return job.model_copy(update={"objective": job.objective.model_copy(update={"file": file})})
@@ -103,11 +103,11 @@ def with_source(objective: Mapping[str, Any]) -> dict[str, Any]:
     """The section with the code itself, for a network that leaves its run's folder; others as they are."""
     if objective["name"] != "own":
         return dict(objective)
-    return {**objective, "source": own_objective.read(str(objective["file"])).decode("utf-8")}
+    return {**objective, "source": own_objective.read(str(objective["file"]))}
 
 
 def _told(error: Exception, path: str) -> str:
     """The error in one line, with the line of the user's file that it came from."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    first = (str(error).splitlines() or [""])[0]
-    return f"{path}:{lines[-1]}: {type(error).__name__}: {first}" if lines else f"{type(error).__name__}: {first}"
+    what = f"{type(error).__name__}: {first_line(error)}"
+    return f"{path}:{lines[-1]}: {what}" if lines else what

@@ -56,8 +56,10 @@ def shapes_of(job: Job, classes: int) -> tuple[LayerShape, ...]:
         from orchestrator.transfer.units import unit_shapes
 
         values = model.model_dump(mode="json")
-        head, end_to_end = head_shape(job, classes), job.objective.name == "bp"
-        shapes = unit_shapes(values, job.data.image_size, lambda index: head, end_to_end=end_to_end)
+        end_to_end = job.objective.name == "bp"
+        shapes = unit_shapes(
+            values, job.data.image_size, lambda index: head_shape(job, classes, index), end_to_end=end_to_end
+        )
         if cached_features(job) is None:
             return shapes
         return fed_shapes(shapes, cached_parts(values, job.data.image_size, end_to_end=end_to_end))

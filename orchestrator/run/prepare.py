@@ -13,7 +13,7 @@ import yaml
 from orchestrator.errors import CheckpointError, JobError
 from orchestrator.job.resolved import differences
 from orchestrator.run import checkpoint
-from orchestrator.run.folder import RunFolder, read_json
+from orchestrator.run.folder import RunFolder, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ def next_attempt(folder: RunFolder, resume: str) -> Attempt:
 
 
 def record_attempt(folder: RunFolder, attempt: Attempt, first_step: int, run_id: str | None) -> None:
-    from orchestrator.run.folder import write_json
-
+    """Write attempts.json: from here on an older attempt saves no more."""
     earlier = [
         {"attempt": i + 1, "first_step": first, "last_step": last, "run_id": run_id}
         for i, (first, last) in enumerate(attempt.earlier_steps)

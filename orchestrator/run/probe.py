@@ -17,8 +17,8 @@ from hff.sphere import normalise
 from orchestrator.errors import JobError
 from orchestrator.pipeline.stage import Stage
 from orchestrator.run import tracking
-from orchestrator.run.datasets import Part, open_datasets
-from orchestrator.run.evaluate_run import evaluation_part, whole_batches, whole_stage
+from orchestrator.run.datasets import Part
+from orchestrator.run.evaluate_run import datasets_of, evaluation_part, whole_batches, whole_stage
 from orchestrator.run.folder import RunFolder, read_json, write_json
 from orchestrator.run.trained import TrainedRun, trained_run
 
@@ -37,7 +37,7 @@ def probe(run: Path, location: str | None) -> dict[str, Any]:
     trained = trained_run(run)
     if trained.job["objective"]["name"] == "ff":
         raise JobError(f"{run}: a layer of objective ff has an output for each class of an image, not one to probe")
-    datasets = open_datasets(trained.job)
+    datasets = datasets_of(trained)
     part, stage = evaluation_part(trained, datasets, location), whole_stage(trained)
     fitted_N, fitted = _features(trained, stage, _some(datasets.train))
     target_N, features = _features(trained, stage, part)

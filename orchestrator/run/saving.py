@@ -120,7 +120,7 @@ class Saver:
             try:
                 everything = [entry for part, _ in parts for entry in part]
                 checkpoint.commit(self.folder, save.step, self.attempt, save.state, everything)
-                checkpoint.prune(self.folder, self.keep_last)
+                checkpoint.prune(self.folder, self.keep_last, save.step)
                 seconds = time.perf_counter() - save.began
                 held_up_s = seconds if save.held_up_s is None else save.held_up_s
                 event = {"event": "checkpoint", "step": save.step, "seconds": seconds, "training_waited_s": held_up_s}

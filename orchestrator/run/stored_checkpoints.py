@@ -70,11 +70,10 @@ class StoredCheckpoints:
         self.send(where, step, [entry.name for entry in entries if entry.name != "state.json"])
         self.finish(step, fence)
 
-    def prune(self, keep_last: int) -> None:
-        """Delete all but the newest `keep_last`, and what torn uploads left before the newest."""
+    def prune(self, keep_last: int, saved: int) -> None:
+        """As `checkpoint.prune`; also delete what torn uploads left before the newest that is kept."""
         files = self.files()
-        finished = [step for step in files if _MANIFEST in files[step]]
-        kept = finished[-keep_last:]
+        kept = [step for step in files if _MANIFEST in files[step] and step <= saved][-keep_last:]
         self.delete(step for step in files if kept and step not in kept and step < kept[-1])
 
     def delete(self, steps: Iterable[int]) -> None:

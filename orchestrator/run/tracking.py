@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import JobError, OrchestratorError
+from orchestrator.errors import JobError, OrchestratorError, first_line
 from orchestrator.run.folder import RunFolder, read_json, write_json
 
 _POLL_S = 1.0
@@ -60,7 +60,7 @@ def client_of(uri: str) -> Iterator[Any]:
 
 def _unusable(uri: str, error: Exception) -> str:
     return (
-        f"tracking.uri: {uri} cannot be used: {str(error).splitlines()[0]}\n"
+        f"tracking.uri: {uri} cannot be used: {first_line(error)}\n"
         "Start the server, correct tracking.uri, or leave it out to track in a database beside the runs."
     )
 
@@ -282,7 +282,7 @@ def finish_run(uri: str, run_id: str | None, status: str, artifacts: Sequence[Pa
                 client.log_artifact(run_id, str(path))
             client.set_terminated(run_id, status=status)
     except Exception as error:  # a finished run must not fail for its tracking
-        return f"MLflow: the run's end could not be logged: {str(error).splitlines()[0]}"
+        return f"MLflow: the run's end could not be logged: {first_line(error)}"
     return None
 
 
@@ -308,5 +308,5 @@ def note(
             if status is not None:
                 client.set_terminated(run_id, status=status)
     except Exception as error:  # a finished search must not fail for its tracking
-        return f"MLflow: tags could not be logged: {str(error).splitlines()[0]}"
+        return f"MLflow: tags could not be logged: {first_line(error)}"
     return None

@@ -6,6 +6,7 @@ import json
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -88,7 +89,8 @@ def _worked(assignment: Assignment, context: Context, device: torch.device, uplo
             write_json(folder.outcome, {"attempt": assignment.attempt, "status": status, "step": step})
         return status
     except BaseException as error:
-        write_failure(folder, assignment.attempt, context.rank, error)
+        with suppress(OSError):  # what ended it is worth more than that a full disk has no room for the report
+            write_failure(folder, assignment.attempt, context.rank, error)
         raise
 
 

@@ -75,7 +75,7 @@ class Bars:
     """Lines that scroll away above bars that stay at the bottom of a terminal."""
 
     def __init__(self, out: TextIO) -> None:
-        self._console = Console(file=out, highlight=False)
+        self._console = Console(file=out, highlight=False, markup=False, emoji=False)
         # What others print meanwhile (a signal's answer) goes above the bars, unless it goes elsewhere anyway.
         self._live = Live(
             console=self._console,
@@ -87,7 +87,7 @@ class Bars:
         self._live.start()
 
     def line(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
     def progress(self, snapshot: Snapshot) -> None:
         rows = self._console.size.height - 4

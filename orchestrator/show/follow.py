@@ -14,7 +14,7 @@ from orchestrator.job.show import counted
 from orchestrator.run.folder import RunFolder, read_json
 from orchestrator.show.display import display_for
 from orchestrator.show.snapshot import Snapshot, StageShare
-from orchestrator.show.terminal import duration, percent
+from orchestrator.show.terminal import duration, layers_text, percent
 
 _POLL_S = 0.25
 # Of so many looks at the progress the rate is the mean: some ten seconds.
@@ -148,13 +148,10 @@ class Follower:
 
 def stage_names(plan: Mapping[str, Any]) -> list[str]:
     """What stages are called beside their bars: number, layers, replicas where there are several."""
-    names = plan["layer_names"]
     found = []
     for stage in plan["stages"]:
-        first, last = stage["layers"]
-        layers = names[first] if first == last else f"{names[first]} .. {names[last]}"
         replicas = f" x{stage['replicas']}" if stage["replicas"] > 1 else ""
-        found.append(f"stage {stage['index']}  {layers}{replicas}")
+        found.append(f"stage {stage['index']}  {layers_text(stage, plan['layer_names'])}{replicas}")
     return found
 
 

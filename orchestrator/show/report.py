@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -20,6 +21,10 @@ from orchestrator.show.gantt import gantt
 from orchestrator.show.pace import pace
 from orchestrator.show.runs import run_state
 from orchestrator.show.terminal import amount, duration, percent
+
+# A heat map of more classes than these shows nothing, and one of 1000 would make a page of 200 MB.
+MOST_CLASSES = 100
+_PAIRS = 24
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
@@ -139,8 +144,7 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
     if run.stages is not None:
         parts.append(html.card("Where the time of the stages went", _stage_times(run.stages)))
     if run.confusion is not None:
-        drawn = plots.heat_map(run.confusion["matrix"], run.confusion["classes"])
-        parts.append(html.plot_card("Confusion of the final network on the validation data", drawn, []))
+        parts.append(_confusion(run.confusion["matrix"], run.confusion["classes"]))
     if run.probe is not None:
         parts += probes.cards(run.probe, run.classes)
     parts.append(html.card("Attempts", _attempts(run)))
@@ -156,6 +160,17 @@ def _sections(run: _Run, *, titled: bool) -> list[str]:
         facts = {k: s[k] for k in ("weights_sha256", "order_sha256", "job_sha256", "index_sha256", "versions")}
         parts.append(html.card("What it is made of", f"<pre>{escape(json.dumps(facts, indent=1))}</pre>"))
     return parts
+
+
+def _confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
+    """Every class against every other or, of more classes than a picture shows, the pairs that are confused most."""
+    title = "Confusion of the final network on the validation data"
+    if len(classes) <= MOST_CLASSES:
+        return html.plot_card(title, plots.heat_map(matrix, classes), [])
+    wrong = ((count, t, p) for t, row in enumerate(matrix) for p, count in enumerate(row) if count and t != p)
+    most = heapq.nsmallest(_PAIRS, wrong, key=lambda pair: (-pair[0], pair[1:]))
+    rows = [(classes[t], classes[p], str(count)) for count, t, p in most]
+    return html.card(f"{title}: the {len(rows)} pairs confused most", html.table(("is", "called", "images"), rows))
 
 
 def _controls(controls: Mapping[str, Mapping[str, Any]]) -> str:

@@ -37,7 +37,8 @@ def start_line(trial: Trial, total: int, *, again: bool) -> str:
 def end_line(trial: Trial, total: int, metric: str) -> str:
     head = f"trial {trial.index:>3} of {total} "
     if trial.status == "failed":
-        return f"{head}failed   {(trial.message or '').splitlines()[0]}"
+        why = (trial.message or "").split("\n")[0]
+        return f"{head}failed   {why}"
     epochs = trial.curve[-1][0]
     cost = "" if trial.seconds is None else f", {duration(trial.seconds)} of training"
     return (

@@ -16,16 +16,24 @@ from orchestrator.job.show import counted
 def as_text(table: Table, width: int = 110) -> str:
     """A table as plain text, as wide as it needs to be, at most `width` columns."""
     buffer = io.StringIO()
-    Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(table)
+    # Cells are data: rich would take [a] in a class's name for a style and :a: for a picture.
+    plain = Console(file=buffer, width=width, color_system=None, legacy_windows=False, markup=False, emoji=False)
+    plain.print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
 def amount(number: float, unit: str = "") -> str:
     """A number with three figures and a letter: 1234567 -> 1.23 M."""
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= limit:
+        if abs(number) >= 0.9995 * limit:  # what three figures would round up to it
             return f"{number / limit:.3g} {letter}{unit}"
     return f"{number:.3g} {unit}".rstrip()
+
+
+def layers_text(stage: Mapping[str, Any], layer_names: Sequence[str]) -> str:
+    """The layers of a stage: `conv0`, `conv0 .. conv2`."""
+    first, last = stage["layers"]
+    return layer_names[first] if first == last else f"{layer_names[first]} .. {layer_names[last]}"
 
 
 def plan_table(plan: dict[str, Any], layer_names: Sequence[str], *, job_name: str) -> str:
@@ -43,10 +51,9 @@ def plan_table(plan: dict[str, Any], layer_names: Sequence[str], *, job_name: st
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for stage in plan["stages"]:
         first, last = stage["layers"]
-        names = layer_names[first] if first == last else f"{layer_names[first]} .. {layer_names[last]}"
         table.add_row(
             str(stage["index"]),
-            f"{first}-{last}  {names}",
+            f"{first}-{last}  {layers_text(stage, layer_names)}",
             str(stage["replicas"]),
             amount(stage["parameters"]),
             amount(stage["memory_bytes"], "B"),
@@ -158,10 +165,9 @@ def stages_table(event: Mapping[str, Any], layer_names: Sequence[str]) -> str:
     for column in ("stage", "layers", "replicas", "busy", "waits for input", "for output", "for sums over replicas"):
         table.add_column(column, justify="left" if column == "layers" else "right")
     for i, stage in enumerate(event["stages"]):
-        first, last = stage["layers"]
-        names = layer_names[first] if first == last else f"{layer_names[first]} .. {layer_names[last]}"
-        shares = [stage[f"{key}_fraction"] for key in ("busy", "wait_input", "wait_output", "all_reduce")]
-        table.add_row(str(i), names, str(stage["replicas"]), *(f"{100 * share:.0f} %" for share in shares))
+        shares = (stage[f"{key}_fraction"] for key in ("busy", "wait_input", "wait_output", "all_reduce"))
+        told = (f"{100 * share:.0f} %" for share in shares)
+        table.add_row(str(i), layers_text(stage, layer_names), str(stage["replicas"]), *told)
     return "\n".join(["Time of the stages", as_text(table), *([event["advice"]] if event["advice"] else [])])
 
 

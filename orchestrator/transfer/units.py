@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from hff.architectures import AnyHead, make_head
 from hff.layers import Frozen, LocalLayer, Pooled, linear_body
-from hff.objectives import pool_to_grid
 from hff.randomness import derive_seed, seeded
 from hff.shapes import HeadShape, Inner, LayerShape, Shape, head_features
 from orchestrator.errors import JobError
 from orchestrator.transfer.backbone import StageShape, TrunkShape, build_trunk, trunk_shape
-from orchestrator.transfer.trunk import TrunkStage
 
 
 @dataclass(frozen=True)
@@ -177,15 +175,3 @@ def _tops(model: dict[str, Any], unit: Unit, source: Shape, trunk: TrunkShape) -
         parts.append((f"top{top}", linear_body(fan_in, width, norm=model["top_norm"], dropout=0.0)))
         shape = (width,)
     return parts
-
-
-def stage_features(
-    stages: Sequence[TrunkStage], x: Tensor, *, at: Sequence[int], grid: int, prefix_tokens: int
-) -> list[Tensor]:
-    """What heads at the stages `at` see of images (B, C, H, W): one (B, features) each, from the bottom."""
-    found = []
-    for number, stage in enumerate(stages[: max(at) + 1]):
-        x = stage(x)
-        if number in at:
-            found.append(pool_to_grid(x, grid, prefix_tokens))
-    return found

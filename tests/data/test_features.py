@@ -25,11 +25,13 @@ from orchestrator.data.feature_store import (
     write_shard,
 )
 from orchestrator.data.features import FeatureSet, FeatureSource, Layout
+from orchestrator.data.in_place import index_in_place
 from orchestrator.data.index import FEATURES, Index, file_sha256, open_index
 from orchestrator.data.pack import pack
 from orchestrator.data.stream import EvalStream, TrainStream
 from orchestrator.errors import DataError
 from orchestrator.storage import alone
+from tests.data.conftest import Files, write_tar
 
 PARTS = (5, 32)
 
@@ -295,3 +297,22 @@ def test_a_member_table_that_lies_about_places_is_refused(digits: Index, tmp_pat
     (index.folder / "index.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="was changed after packing"):
         FeatureSet(index.folder)
+
+
+def test_a_shard_that_gets_its_name_at_this_moment_is_not_the_end(digits: Index, tmp_path: Path) -> None:
+    plan = plan_of(digits, tmp_path)
+    kept_shards(plan)
+    make_shard(plan, digits, 0, truth(digits, "float32"))
+    written = samples_written(plan)
+    (plan.partial / ".features-000001.tar.7.tmp").symlink_to("gone")
+    assert 0 < samples_written(plan) == written < plan.samples
+
+
+def test_a_key_that_no_shard_of_features_can_hold_is_named(images: Files, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_tar(tmp_path / "set" / "x.tar", [("k" * 120 + ".png", images[0][1]), ("k" * 120 + ".cls", b"0")])
+    source = index_in_place(tmp_path / "set")
+    plan = plan_of(source, tmp_path)
+    kept_shards(plan)
+    with pytest.raises(DataError, match=r"key k+: .*: its features cannot be kept; set features\.cache to false"):
+        make_shard(plan, source, 0, truth(source, "float32"))

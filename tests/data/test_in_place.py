@@ -208,3 +208,10 @@ def test_the_command_indexes_and_says_what_there_is(tmp_path: Path, in_process: 
     assert in_process("data", "index", tmp_path / "set").returncode == 3
     assert in_process("data", "verify", tmp_path / "set", "--jobs", "1").returncode == 0
     assert open_index(tmp_path / "set").source == "set"
+
+
+def test_a_label_that_no_class_can_have_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    write_tar(tmp_path / "set" / "x.tar", [("1.png", encoded(noise(1))), ("1.cls", b"4294967295")])
+    with pytest.raises(DataError, match=r"x\.tar: key 1: member \.cls: label 4294967295 is outside of the 1048576"):
+        index_in_place(tmp_path / "set")

@@ -91,3 +91,10 @@ def test_a_large_index_opens_without_reading_its_table(tmp_path: Path) -> None:
     index = open_index(tmp_path)
     assert time.process_time() - began < 0.3
     assert index.num_samples == count
+
+
+def test_an_index_names_all_of_its_classes_or_none(small: Index) -> None:
+    content = (small.classes, small.shards, np.array(small.members), "x")
+    write_index(small.folder, *content, extra={"class_names": ["an ant"]})
+    with pytest.raises(DataError, match=r"index\.json: names 1 of its 2 classes"):
+        open_index(small.folder)

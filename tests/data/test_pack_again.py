@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +26,7 @@ from orchestrator.data.reader import ShardReader
 from orchestrator.data.reencode import Encoding
 from orchestrator.errors import DataError, Interrupted, OrchestratorError
 from tests.conftest import ROOT, Command, environment
-from tests.data.conftest import Files, encoded, noise, write_tar
+from tests.data.conftest import Files, encoded, noise, tar_bytes, write_tar
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -237,3 +240,42 @@ def test_processes_are_started_where_they_are_worth_it() -> None:
     assert worth(100 * 2**30, heavy=False) == cores()
     assert worth(100 * 2**20, heavy=True) == 1
     assert worth(1000 * 2**20, heavy=True) == min(cores(), 15)
+
+
+def test_a_disk_that_fills_up_while_unpacking_costs_no_finished_shard(
+    images: Files, small: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "small.tar.gz", tmp_path / "out"
+    source.write_bytes(gzip.compress(tar_bytes(images)))
+
+    def stop(done: int, total: int) -> None:
+        if done == 8:
+            raise _Killed
+
+    with pytest.raises(_Killed):
+        pack(source, out, shard_bytes=6000, progress=stop)
+    finished = files_of(tmp_path / ".out.packing" / "shards")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(OrchestratorError, match="No space left") as caught:
+            pack(source, out, shard_bytes=6000)
+    assert caught.value.exit_code == 1, "the source is not at fault"
+    assert finished and files_of(tmp_path / ".out.packing" / "shards") == finished
+    pack(source, out, shard_bytes=6000)
+    assert {path.name: path.read_bytes() for path in out.glob("*.tar")} == {
+        path.name: path.read_bytes() for path in small.folder.glob("*.tar")
+    }
+
+
+@pytest.mark.parametrize("place", [".", ".."])
+def test_a_place_without_a_name_is_refused(
+    source: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty" / "er").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "er")
+    with pytest.raises(DataError, match=f"{place}: must be a folder with a name of its own"):
+        pack(source, Path(place))

@@ -118,6 +118,17 @@ def test_a_shard_that_is_damaged_twice_is_an_error(stored: Callable) -> None:
     assert before.fired == {"flip": 2}
 
 
+def test_bit_rot_in_the_copy_of_the_member_table_is_healed_by_the_next_try(stored: Callable, tmp_path: Path) -> None:
+    stored()
+    (copy,) = (tmp_path / "cache").rglob("members.npy")
+    rotten = bytearray(copy.read_bytes())
+    rotten[-1] ^= 1
+    copy.write_bytes(rotten)
+    with pytest.raises(DataError, match="the member table was changed"):
+        stored()
+    assert stored()[0].num_samples == 12
+
+
 def test_bit_rot_in_the_cache_is_healed_from_the_store(packed: Index, stored: Callable) -> None:
     index, _ = stored()
     reader = ShardReader(index)

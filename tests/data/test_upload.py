@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,21 @@ def test_an_upload_that_was_refused_goes_on_and_the_index_goes_up_last(
     other = write_tar(tmp_path / "other.tar", images)
     done = in_process("data", "pack", other, url)
     assert done.returncode == 3 and "holds data packed from 'small.tar' already" in done.stderr
+
+
+def test_an_upload_of_other_labels_sends_every_shard_again(
+    images: Files, bucket: Bucket, before: Door, in_process: Command, tmp_path: Path
+) -> None:
+    source, url = write_tar(tmp_path / "small.tar", images), f"s3://{BUCKET}/{tmp_path.name}/packed"
+    before.faults[:] = [Fault(403, where="index.json", method="PUT")]
+    assert in_process("data", "pack", source, url).returncode == 2
+    shutil.rmtree(tmp_path / "cache")
+    swapped = {"a": "b", "b": "a"}
+    write_tar(source, [(swapped[name[0]] + name[1:], content) for name, content in images])
+    done = in_process("data", "pack", source, url)
+    assert done.returncode == 0, done.stderr
+    done = in_process("data", "verify", url)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_place_with_a_password_is_refused(in_process: Command) -> None:

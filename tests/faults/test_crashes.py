@@ -63,6 +63,20 @@ def test_the_same_crash_at_the_same_step_twice_ends_the_run_with_its_first_cause
     assert [attempt["first_step"] for attempt in attempts] == [0, 14], "two of a hundred and one"
 
 
+def test_the_cause_is_told_where_its_report_cannot_be_written(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(BREAKS)
+    job = tiny_job(
+        "breaks", TINY_JOB.replace("{{name: hff, prototypes_per_class: 2}}", "{{file: mine.py, class: Breaks}}")
+    )
+    (tmp_path / "runs" / "breaks").mkdir(parents=True)
+    (tmp_path / "runs" / "breaks" / "failures").symlink_to("gone")  # no folder can be made there
+    result = in_process("run", job, "--set", "cluster.max_failures=0")
+    assert result.returncode == EXIT_OTHER
+    assert result.stderr.startswith("this recipe breaks"), result.stderr
+
+
 def test_a_worker_never_chooses_another_checkpoint_than_the_one_that_was_decided_for_all(
     tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
 ) -> None:

@@ -212,6 +212,8 @@ PLACES = (
     _edit("runs elsewhere", "name: sample", "name: sample\nruns: ftp://host/x", "PATH:3: runs: must be the path of a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER, got 'ftp://host/x'"),
     _edit("folder as tracking store", "name: sample", "name: sample\ntracking: {uri: ./mlruns}", "PATH:3: tracking.uri: must begin with one of http://, https://, sqlite://, postgresql://, mysql://, mssql://, got './mlruns'"),
     _edit("password of the tracking server", "name: sample", "name: sample\ntracking: {uri: 'http://me:word@host'}", "PATH:3: tracking.uri: must hold no password (set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD), got 'http://***@host'"),
+    _edit("password of the tracking database", "name: sample", "name: sample\ntracking: {uri: 'postgresql://me:word@host/db'}", "PATH:3: tracking.uri: must hold no password (PGPASSWORD or ~/.pgpass can), got 'postgresql://***@host/db'"),
+    _edit("password behind the question mark", "name: sample", "name: sample\ntracking: {uri: 'mysql+pymysql://host/db?password=word'}", "PATH:3: tracking.uri: must hold no password (the option file of its client can), got 'mysql+pymysql://host/db?***'"),
 )  # fmt: skip
 
 RELATIONS = (
@@ -270,6 +272,10 @@ RELATIONS = (
     _edit("spread of other channels", "  image_size: 32", "  image_size: 32\n  channels: 1\n  std: [1, 1, 1]", "PATH:7: data.std: must have one number per channel (1), got 3"),
     _edit("scale out of its bounds", "{name: hff}", "{name: hff, scale: 8}", "PATH:7: objective.scale: must be from scale_min (16) to scale_max (64), got 8"),
     _edit("scale bounds the wrong way", "{name: hff}", "{name: hff, scale_min: 100}", "PATH:7: objective.scale_min: must be at most objective.scale_max (64), got 100"),
+    _edit("scale that learns from its bound on", "{name: hff}", "{name: hff, scale: 16}", "PATH:7: objective.scale: must lie inside its bounds while it learns (or set objective.learn_scale: false), got 16"),
+    _edit("scale of a layer that learns from its bound on", "{name: hff}", "{name: hff}\nper_layer: [null, {scale: 64}]", "PATH:8: per_layer.1.scale: must lie inside its bounds while it learns (or set objective.learn_scale: false), got 64"),
+    Row("smoothing of a layer that has none", "--set: per_layer.0.label_smoothing: must be left out (objective ff has none), got 0.1",
+        old="arch: vgg, widths: [8, 16, 32, 64], pool_after: [1]}\nobjective: {name: hff}", new="arch: mlp, widths: [8, 16], norm: none}\nobjective: {name: ff}", overrides=("cluster.stages=1", "per_layer=[{label_smoothing: 0.1}]")),
     _edit("areas the wrong way", "  image_size: 32", "  image_size: 32\n  augment: {resized_crop: [1, 0.5]}", "PATH:6: data.augment.resized_crop: must be [least area, greatest area], got [1.0, 0.5]"),
     _edit("two crops", "  image_size: 32", "  image_size: 32\n  augment: {resized_crop: [0.5, 1], crop_padding: 4}", "PATH:6: data.augment.crop_padding: must be 0 beside resized_crop, got 4"),
     _edit("hole larger than the image", "  image_size: 32", "  image_size: 32\n  augment: {cutout: 33}", "PATH:6: data.augment.cutout: must be at most data.image_size (32), got 33"),

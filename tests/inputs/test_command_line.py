@@ -241,3 +241,32 @@ def test_a_plan_may_be_measured_on_this_machine(
     monkeypatch.chdir(ROOT)
     assert main(["plan", "jobs/quickstart.yaml", "--profile", "--set", "train.global_batch_size=8"]) == 0
     assert "Layers measured here." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "jobs/quickstart.yaml", "--summary"),
+        ("plan", "jobs/imagenet.yaml", "--json"),
+        ("eval", "runs/a", "--json"),
+        ("predict", "runs/a", "a.jpg", "--json"),
+        ("report", "runs/a", "--out"),
+        ("data", "stats", "out", "--html"),
+    ],
+)
+def test_a_result_that_could_not_be_written_is_refused_before_any_work(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "no" / "result"
+    assert main([*words, str(place)]) == 2
+    told = f"argument {words[-1]}: must be a file in a folder that is there and can be written, got {place}"
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_ctrl_c_ends_a_command_with_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.open", pressed)
+    assert main(["check", str(ROOT / "jobs" / "quickstart.yaml")]) == 1
+    assert capsys.readouterr().err == "interrupted\n"

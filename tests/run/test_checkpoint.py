@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -175,8 +178,20 @@ def test_a_file_that_a_killed_process_was_about_to_replace_leaves_nothing(folder
 def test_old_checkpoints_are_pruned_and_the_newest_kept(folder: RunFolder) -> None:
     for at in (1, 2, 3, 4):
         save(folder, at)
-    checkpoint.prune(folder, 2)
+    checkpoint.prune(folder, 2, 4)
     assert checkpoint.steps_found(folder) == [3, 4]
+
+
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_damaged_checkpoints_take_no_place_of_the_one_that_was_just_saved(folder: RunFolder, keep_last: int) -> None:
+    for at in (90, 100, 110):
+        save(folder, at)
+    for at in (100, 110):
+        (checkpoint.step_folder(folder, at) / "state.json").write_text("{}")
+    saved = save(folder, 95)  # by a run that went back to 90
+    checkpoint.prune(folder, keep_last, 95)
+    assert checkpoint.newest_valid(folder)[0] == saved
+    assert checkpoint.steps_found(folder) == [*([90] if keep_last == 2 else []), 95, 100, 110]
 
 
 def test_a_file_that_does_not_fit_the_layer_is_named(folder: RunFolder) -> None:
@@ -211,6 +226,14 @@ def test_a_ledger_restored_in_mid_epoch_ends_like_one_that_never_stopped() -> No
         Ledger.restored(state, lambda n: keys[7 : 7 + n])
 
 
+def test_a_ledger_of_a_repeated_batch_counts_its_bad_image_each_time() -> None:
+    part, batch = Ledger(), ["a", "b", "c"]
+    for _ in range(2):
+        part.consume(["a", "c"], skipped=["b"])
+    restored = Ledger.restored(part.state(), lambda n: (batch * 9)[:n])
+    assert restored.state() == part.state()
+
+
 def test_the_order_is_chained_key_by_key() -> None:
     assert chain(chain("00" * 32, ["a"]), ["b", "c"]) == chain("00" * 32, ["a", "b", "c"])
     assert chain("00" * 32, ["a", "b"]) != chain("00" * 32, ["b", "a"])
@@ -222,6 +245,32 @@ def test_one_driver_per_run(folder: RunFolder) -> None:
     assert caught.value.exit_code == 1
     with Lease(folder):
         pass
+
+
+def test_a_driver_that_came_while_the_last_one_left_is_the_only_one(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, left = fcntl.flock, [True]
+
+    def late(file: IO[str], how: int) -> None:
+        """The one before removes its file and lets go of it between our opening and our locking."""
+        if left:
+            left.clear()
+            os.unlink(file.name)
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Lease(folder), pytest.raises(OrchestratorError, match="already being driven"):
+        Lease(folder).__enter__()
+
+
+def test_a_file_system_without_locks_is_no_other_driver(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(JobError, match=r"runs: must be a folder whose files can be locked, got .*No locks available"):
+        Lease(folder).__enter__()
 
 
 def test_a_replaced_run_is_renamed_not_deleted(folder: RunFolder) -> None:

@@ -67,3 +67,12 @@ def test_a_stage_writes_what_it_does_with_its_time_since_the_last_look(tmp_path:
         assert shares()["busy_fraction"] == 0.5, "of the two seconds since"
         times = StageTimes(wall_s=4.0, wait_input_s=1.0)  # an epoch has ended
         wait_until(lambda: shares()["busy_fraction"] == 0.75)
+
+
+def test_the_wish_to_stop_is_passed_on_as_soon_as_the_disk_takes_it(tmp_path: Path) -> None:
+    folder, context = RunFolder(tmp_path / "not there yet"), LocalContext(rank=1, world_size=2)
+    with Heartbeat(folder, 3, context):
+        context.stop[0] = True
+        time.sleep(0.2)
+        folder.path.mkdir()
+        wait_until(folder.stop_file(3).exists)

@@ -145,6 +145,16 @@ def test_a_missing_file_is_refused_offline(own_job: Callable[..., Path], in_proc
     assert done.stderr.strip() == wanted
 
 
+def test_a_file_of_another_encoding_is_refused_offline(
+    own_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    path, file = own_job(), tmp_path / "mine.py"
+    file.write_bytes(b"# -*- coding: latin-1 -*-\n# gr\xfc\xdfe\n" + GOOD.encode())
+    done = in_process("check", path)
+    assert done.returncode == EXIT_JOB
+    assert done.stderr.strip() == f"{path}:7: objective.file: must be UTF-8 text, got {file}:2: the byte 0xfc"
+
+
 def test_a_hash_of_other_code_is_refused(own_job: Callable[..., Path], in_process: Command) -> None:
     done = in_process("check", own_job(), "--set", f"objective.sha256={'a' * 64}")
     assert done.returncode == EXIT_JOB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def test_a_run_is_probed_shown_on_its_page_and_tracked(
         assert len(layer["similarity"]) == 10
         assert max(max(row) for row in layer["similarity"]) == 1.0
     assert "fitted on 1347 training images, top-1 on 450" in done.stdout
+    shutil.rmtree(tmp_path / "runs" / ".data")
+    done = in_process("eval", run, "--probe")
+    assert done.returncode == EXIT_DONE, "a run that was brought from elsewhere has no embedded data yet"
     page = tmp_path / "page.html"
     assert in_process("report", run, "--out", page).returncode == EXIT_DONE
     text = page.read_text()

@@ -176,10 +176,12 @@ def test_old_ones_and_torn_ones_before_them_are_deleted_manifest_first(
     for step in (2, 5):
         here.send(save(tmp_path, step), step, FILES[:2])
     before.written.clear()
-    here.prune(2)
+    here.prune(2, 4)
     kept = {name.split("/")[0] for name in bucket.names(f"{tmp_path.name}/a/checkpoints")}
     assert kept == {"step_000000003", "step_000000004", "step_000000005"}, "5 is on its way"
     assert here.steps() == [3, 4]
+    here.prune(1, 3)
+    assert here.steps() == [3, 4], "a later one, from which a run went back, takes no place of the one just saved"
 
 
 def test_a_driver_that_lost_its_lease_writes_no_manifest(

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.errors import OrchestratorError
 from orchestrator.run import tracking
 from orchestrator.run.folder import RunFolder, write_json
+from orchestrator.run.logged_model import log_model
 from orchestrator.show import runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and its database layer
@@ -110,3 +111,17 @@ def test_a_clock_that_jumps_back_changes_neither_order_nor_the_last_value(
     uri, run_id = store(folder)
     with tracking.client_of(uri) as client:
         assert client.get_run(run_id).data.metrics["val/top1"] == epoch(4)["val_top1"]
+
+
+def test_an_error_without_words_ends_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.tracking
+
+    def silent(*arguments: object, **options: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(mlflow.tracking, "MlflowClient", silent)
+    assert tracking.finish_run("x", "1", "FINISHED") == "MLflow: the run's end could not be logged: TimeoutError"
+    assert tracking.note("x", "1") == "MLflow: tags could not be logged: TimeoutError"
+    assert log_model("x", "1", tmp_path, {}).warning == "MLflow: the network could not be logged: TimeoutError"
+    with pytest.raises(OrchestratorError, match="cannot be used: TimeoutError"):
+        tracking.create_run("x", "tests", "a", params={}, tags={}, artifacts=tmp_path)

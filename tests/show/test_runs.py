@@ -174,3 +174,16 @@ def test_rm_does_what_the_answer_says(
     assert runs.rm([run], confirmed=False, ask=ask) == 0
     assert questions == ["Delete it for good? [y/N] "]
     assert run.exists() is not deleted
+
+
+def test_the_page_of_a_run_of_many_classes_names_the_pairs_confused_most(tmp_path: Path) -> None:
+    run, classes = made(tmp_path, "one"), [f"c{i}" for i in range(400)]
+    matrix = [[0] * 400 for _ in classes]
+    matrix[3][3], matrix[3][7], matrix[399][0] = 50, 12, 13
+    (run / "confusion.json").write_text(json.dumps({"classes": classes, "matrix": matrix}))
+    page = tmp_path / "page.html"
+    assert main(["report", str(run), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert "the 2 pairs confused most" in text
+    assert text.index("<td>c399</td><td>c0</td><td>13</td>") < text.index("<td>c3</td><td>c7</td><td>12</td>")
+    assert len(text) < 50_000, "a cell for each pair of 1000 classes makes 200 MB"

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
 from orchestrator.job.show import counted
-from orchestrator.show.terminal import plan_table, result_table, scaling_table
+from orchestrator.show.terminal import amount, as_text, plan_table, result_table, scaling_table
 
 STAGE = {
     "index": 0, "layers": [0, 0], "replicas": 1, "parameters": 10, "memory_bytes": 10, "compute_share": 1.0,
@@ -61,3 +62,19 @@ def test_a_run_without_any_accuracy_has_no_line_for_it() -> None:
     result = result_table(summary(**without), Path("runs/x"), "sqlite:///x.db")
     assert "top-1" not in result.replace("val top-1", "", 1), "the head of the table of layers alone"
     assert "1 step in 2 s, attempt 1" in result.splitlines()
+
+
+def test_cells_are_shown_as_they_are_whatever_brackets_they_hold() -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("per_layer [all]")
+    for cell in ("[nothing, {lr: 0.1}]", "a [/b]", ":cat:"):
+        table.add_row(cell)
+    assert as_text(table).splitlines() == ["per_layer [all]", "[nothing, {lr: 0.1}]", "a [/b]", ":cat:"]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.5, "0.5"), (999.4, "999"), (999.6, "1 k"), (1234567, "1.23 M"), (999_999, "1 M"), (-999_999, "-1 M")],
+)
+def test_an_amount_has_three_figures_and_no_exponent(number: float, text: str) -> None:
+    assert amount(number) == text

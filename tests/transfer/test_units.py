@@ -14,7 +14,9 @@ from hff.layers import LocalLayer
 from hff.local import make_optimizer
 from hff.network import GreedyNetwork
 from orchestrator.errors import JobError
-from orchestrator.transfer.units import build_units, plan_units, stage_features, unit_shapes
+from orchestrator.job.load import job_from_values
+from orchestrator.run.planning import shapes_of
+from orchestrator.transfer.units import build_units, plan_units, unit_shapes
 from orchestrator.transfer.weights import trunk_state_dict
 
 SIZE, CLASSES = 48, 5
@@ -143,22 +145,6 @@ def test_tokens_are_judged_as_a_map_without_the_class_token() -> None:
     torch.testing.assert_close(seen, expected.flatten(1))
 
 
-def test_features_of_stages_are_what_their_heads_see() -> None:
-    from orchestrator.transfer.backbone import build_trunk
-
-    layers = units()
-    stages = build_trunk("test_resnet", False, SIZE, seed=0)
-    x, _ = batch(3)
-    with torch.no_grad():
-        found = stage_features([s.eval() for s in stages], x, at=[1, 3], grid=2, prefix_tokens=0)
-    seen = []
-    for layer in layers:
-        x = layer.eval()(x)
-        seen.append(layer.head.flat(x))
-    assert torch.equal(found[0], seen[1])
-    assert torch.equal(found[1], seen[3])
-
-
 def test_a_unit_built_alone_has_the_bits_of_the_whole() -> None:
     changes: dict[str, Any] = {"freeze": "none", "top_widths": [5]}
     whole = units(**changes)
@@ -181,3 +167,17 @@ def test_stages_that_are_not_there_are_refused(changes: dict[str, Any], message:
     with pytest.raises(JobError) as caught:
         units(**changes)
     assert str(caught.value) == message
+
+
+def test_a_plan_counts_the_prototypes_of_each_head() -> None:
+    job = job_from_values(
+        {
+            "kind": "transfer", "name": "x",
+            "data": {"train": "digits", "image_size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3},
+            "model": {"backbone": "test_resnet", "pretrained": False}, "objective": {"name": "hff"},
+            "per_layer": [{"prototypes_per_class": 3}], "features": {"cache": False},
+            "train": {"epochs": 1, "global_batch_size": 10, "lr": 1e-3},
+        }
+    )  # fmt: skip
+    shapes = shapes_of(job, CLASSES)
+    assert [(s.head_parameters - 1) / s.head_features / CLASSES for s in shapes] == [3, 1, 1, 1]
