@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = RESULTS / "runs"
 PAGE = ROOT / "docs" / "results.md"
 # Benchmarks whose result is an accuracy; benchmarks/run.py has those that are ratios of speed.
-ACCURACIES = ("transfer", "levers_tiny-imagenet20", "adaptive_digits")
+ACCURACIES = ("transfer", "levers_tiny-imagenet20", "shared_bank_tiny-imagenet20", "adaptive_digits")
 # Published rows, to stand beside ours; theirs are on the lossless images.
 THEIRS = (
     ("HFF 2026 (CNN)", "S0", "CIFAR-10", "83.08", "arXiv 2605.00082"),
@@ -39,9 +39,9 @@ HEAD = """\
 Made by `python -m benchmarks.results` from the summaries in benchmarks/results/runs. Accuracies are percent, of the
 final weights, on the job's `data.test`; a job without it has its test images at `data.val`. Nothing was selected on
 test images: where there is a held-out accuracy, the recipe was chosen by it. Of several seeds, the mean and the sample
-deviation. Parameters are those of the bodies and of the heads. Memory is the peak of one worker. CIFAR-10 here means
-JPEG files (quality 75), some points below the lossless original; the control uses the same files. Differences under
-about 1.5 points between single seeds say nothing.
+deviation; layers, rate, minutes and memory (the peak of one worker) are those of the first. Parameters are those of the
+bodies and of the heads. CIFAR-10 here means JPEG files (quality 75), some points below the lossless original; the
+control uses the same files. Differences under about 1.5 points between single seeds say nothing.
 """
 COLUMNS = (
     *("job", "method", "locality", "architecture", "parameters", "test top-1", "seeds", "held-out top-1"),
@@ -129,8 +129,8 @@ def row(name: str, found: list[dict[str, Any]]) -> tuple[str, ...]:
         held_out,
         " ".join(f"{100 * x['val_top1']:.1f}" for x in first["layers"]),
         str(first["epochs"]),
-        f"{statistics.fmean(f['summary']['images_per_second'] for f in found):.0f}",
-        f"{statistics.fmean(f['summary']['wall_seconds'] for f in found) / 60:.1f}",
+        f"{first['images_per_second']:.0f}",
+        f"{first['wall_seconds'] / 60:.1f}",
         f"{max(first['peak_memory_bytes']) / 1e9:.2f}",
         f"{first['world_size']} workers, {first['stages']} stages on {m['cores']} cores of {m['processor']}",
         (first["git_commit"] or "-")[:9],
@@ -139,11 +139,11 @@ def row(name: str, found: list[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def tried_row(found: dict[str, Any], varied: list[str]) -> tuple[str, ...]:
-    """A run that differs from its job file, or one as shipped, with its values of the keys that others `varied`."""
+    """A run that differs from its job file, or one as shipped, with what it has of the keys that others `varied`."""
     name = job_name(found["summary"]["name"])
     test, held_out = accuracies(job_of(name), [found])
     values = flatten(found.get("job", {}))
-    shipped = "; ".join(f"{key}: {values.get(key)}" for key in varied) + " (as shipped)"
+    shipped = "; ".join(f"{key}: {values[key]}" for key in varied if values.get(key)) + " (as shipped)"
     return f"`jobs/{name}.yaml`", "; ".join(changes(found)) or shipped, held_out, test
 
 
