@@ -80,7 +80,7 @@ def test_a_run_survives_the_loss_of_a_node_and_grows_back_with_the_same_bits(
     run, cluster = tmp_path / "runs" / "elastic", clusters()
     node = cluster.add_node(num_cpus=1)
     with started("run", job, env=environment_of(cluster)) as process:
-        wait_for_step(run, 50)
+        wait_for_step(run, 50, timeout_s=300)
         at_loss = json.loads((run / "progress.json").read_text())["step"]
         cluster.remove_node(node, allow_graceful=False)
         wait_until(lambda: len(events(run, "start")) == 2, timeout_s=180)
@@ -111,7 +111,7 @@ def test_a_run_whose_node_is_taken_back_with_notice_saves_and_goes_on_without_it
     rare = ("cluster.max_failures=0", "checkpoint.every_steps=100000", "checkpoint.every_epochs=100")
     words = [word for setting in rare for word in ("--set", setting)]
     with started("run", job, *words, env=environment_of(cluster)) as process:
-        wait_for_step(run, 50)
+        wait_for_step(run, 50, timeout_s=300)
         deadline_ms = int((time.time() + 60) * 1000)
         accepted, why = GcsClient(address=cluster.address).drain_node(
             node.node_id, DRAIN_NODE_REASON_PREEMPTION, "the spot market wants it back", deadline_ms
@@ -133,7 +133,7 @@ def test_when_the_head_dies_a_new_cluster_goes_on_from_the_files_alone(
 ) -> None:
     run, cluster = tmp_path / "runs" / "elastic", clusters()
     with started("run", job, env=environment_of(cluster)) as process, Descendants(process.pid) as family:
-        wait_for_step(run, 50)
+        wait_for_step(run, 50, timeout_s=300)
         cluster.remove_node(cluster.head_node, allow_graceful=False)
         output, errors = process.communicate(timeout=180)
     assert process.returncode != 0, output + errors
