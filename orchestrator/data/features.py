@@ -20,6 +20,7 @@ from torch import Tensor
 
 from orchestrator.data.index import FEATURES, Index, open_index
 from orchestrator.data.mixing import Mix
+from orchestrator.data.quarantine import Quarantined
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.stream import Batch, Indices
 from orchestrator.errors import DataError
@@ -94,7 +95,7 @@ class FeatureSet:
             self.parts: tuple[int, ...] = tuple(extra["parts"])
             self.layout = Layout(sum(self.parts), extra["dtype"])
             self.source_sha256: str = extra["source_sha256"]
-            self.bad: dict[int, str] = {int(i): fault for i, fault in extra["bad"].items()}
+            self.bad: dict[int, str] = {int(i): _fault(text) for i, text in extra["bad"].items()}
         except KeyError as error:
             raise DataError(f"{folder}: its index.json says nothing of {error}, which features need") from None
         self._refuse_other_layout()
@@ -149,6 +150,11 @@ class FeatureSet:
             if not payload.startswith(self.layout.head):
                 raise DataError(f"{self._reader.path(i)}: key {key}: is not a {self.layout.dtype} vector")
             self._checked[i] = True
+
+
+def _fault(text: str) -> str:
+    """Why there are no features of an image; one that was in quarantine beforehand uses up no budget here either."""
+    return Quarantined(text) if text.startswith(Quarantined.reason) else text
 
 
 @dataclass(frozen=True)

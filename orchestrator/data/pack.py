@@ -25,7 +25,7 @@ from orchestrator.data.parallel import results, worth
 from orchestrator.data.reencode import Encoding, encoded
 from orchestrator.data.shard_writer import ShardWriter, member_bytes
 from orchestrator.data.sources import Item, opened, read_item
-from orchestrator.errors import DataError, OrchestratorError
+from orchestrator.errors import DataError, JobError, OrchestratorError
 from orchestrator.storage import alone, write_atomically
 
 SHARD_BYTES = 256 * 2**20
@@ -95,11 +95,12 @@ def pack(
     processes as are worth it) and however often it was killed: classes are the sorted names, samples are shuffled
     with a fixed seed, times and owners are zero. A shard ends with the image that brings it to `shard_bytes`
     (counted before encoding anew). `share` has them written elsewhere. The folder appears when it is complete.
-    Raises DataError for a source that cannot be packed whole or an `out` that holds something else.
+    Raises DataError for a source that cannot be packed whole or an `out` that holds something else, JobError for an
+    `out` without a name.
     """
     out = Path(out)
     if out.name in ("", ".."):
-        raise DataError(f"{out}: must be a folder with a name of its own, which it gets when it is complete")
+        raise JobError(f"{out}: must be a folder with a name of its own, which it gets when it is complete")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is there already and not empty; remove it or choose another folder")
     work = out.with_name(f".{out.name}.packing")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
@@ -80,6 +80,17 @@ def ahead(tasks: Iterable[Callable[[], Batch]], threads: int, prefetch: int) -> 
         pool.shutdown(wait=True)
 
 
+def refuse_bad(bad: Sequence[str], budget: float, samples: int) -> None:
+    """Raise DataError when more of an epoch's images are bad than `data.bad_sample_budget` allows of `samples`."""
+    # At least one: a budget below one image in a small set still means "a few".
+    allowed = max(1, int(budget * samples)) if budget else 0
+    if len(bad) > allowed:
+        raise DataError(
+            f"{len(bad)} images of this epoch cannot be decoded, data.bad_sample_budget allows {allowed}:\n  "
+            + "\n  ".join(bad[:10])
+        )
+
+
 def timed(source: Source, indices: Indices, epoch: int, mix: Mix | None) -> Batch:
     """A batch with the seconds that it took."""
     began = time.perf_counter()
@@ -121,8 +132,7 @@ class TrainStream:
         self._bounds = batch_bounds(len(subset), global_batch_size)
         self._replica, self._replicas = replica, replicas
         self._threads, self._prefetch, self._foresee = loader_threads, prefetch_batches, foresee
-        # At least one: a budget below one image in a small set still means "a few".
-        self._allowed = max(1, int(bad_sample_budget * len(subset))) if bad_sample_budget else 0
+        self._budget = bad_sample_budget
 
     @property
     def steps_per_epoch(self) -> int:
@@ -163,11 +173,7 @@ class TrainStream:
                 handed_out()
                 faults = [fault for fault in batch.skipped.values() if not isinstance(fault, Quarantined)]
                 bad = faults if step % self.steps_per_epoch == 0 else [*bad, *faults]
-                if len(bad) > self._allowed:
-                    raise DataError(
-                        f"{len(bad)} images of this epoch cannot be decoded, data.bad_sample_budget allows "
-                        f"{self._allowed}:\n  " + "\n  ".join(bad[:10])
-                    )
+                refuse_bad(bad, self._budget, len(self._subset))
                 yield batch
 
     def _made(self, tasks: Iterator[Task]) -> Generator[Batch, None, None]:

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.data.order import batch_bounds
+from orchestrator.data.quarantine import read_reasons
+from orchestrator.data.stream import refuse_bad
 from orchestrator.errors import CheckpointError, OrchestratorError
 from orchestrator.pipeline.advice import StageTime
 from orchestrator.pipeline.mesh import Mesh
@@ -229,6 +231,7 @@ class Loop:
             for _, _, indices, skipped in consumed:
                 index = self.datasets.train.index
                 self.ledger.consume(index.keys(indices), index.keys(skipped))
+            self._refuse_bad()
             if self.schedule.ends_epoch(done):
                 self.ledger.end_epoch()
         self._refuse_non_finite(parts, done)
@@ -236,6 +239,13 @@ class Loop:
         before = self.stage_times or [StageTime(t.layers, t.replicas) for t in new]
         self.stage_times = [a.plus(b) for a, b in zip(before, new, strict=True)]
         return parts
+
+    def _refuse_bad(self) -> None:
+        """Hold the budget for bad images over all replicas and attempts; each stream holds it for its own part."""
+        train = self.datasets.train
+        known = read_reasons(train.index) if self.ledger.skipped else {}
+        bad = [f"key {key}" for key in dict.fromkeys(self.ledger.skipped) if key not in known]
+        refuse_bad(bad, self.assignment.job["data"]["bad_sample_budget"], len(train.subset))
 
     def _refuse_non_finite(self, parts: list[dict[str, Any]], done: int) -> None:
         """Where no step looks, on a GPU: the sums since the last look, before anything is saved."""

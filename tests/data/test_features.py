@@ -316,3 +316,10 @@ def test_a_key_that_no_shard_of_features_can_hold_is_named(images: Files, tmp_pa
     kept_shards(plan)
     with pytest.raises(DataError, match=r"key k+: .*: its features cannot be kept; set features\.cache to false"):
         make_shard(plan, source, 0, truth(source, "float32"))
+
+
+def test_what_was_in_quarantine_uses_up_no_budget(digits: Index, tmp_path: Path) -> None:
+    made = make_set(digits, tmp_path, bad=dict.fromkeys((3, 5), "in quarantine.json: cut"))
+    settings = {"seed": 0, "lanes": 4, "window": 64, "global_batch_size": 100, "bad_sample_budget": 0.0}
+    stream = TrainStream(FeatureSource([made]), np.arange(100), **settings)
+    assert [len(batch.indices) for batch in stream.epoch(0)] == [98]

@@ -24,7 +24,7 @@ from orchestrator.data.pack import pack
 from orchestrator.data.parallel import cores, worth
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.reencode import Encoding
-from orchestrator.errors import DataError, Interrupted, OrchestratorError
+from orchestrator.errors import DataError, Interrupted, JobError, OrchestratorError
 from tests.conftest import ROOT, Command, environment
 from tests.data.conftest import Files, encoded, noise, tar_bytes, write_tar
 
@@ -277,5 +277,5 @@ def test_a_place_without_a_name_is_refused(
 ) -> None:
     (tmp_path / "empty" / "er").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "empty" / "er")
-    with pytest.raises(DataError, match=f"{place}: must be a folder with a name of its own"):
+    with pytest.raises(JobError, match=f"{place}: must be a folder with a name of its own"):
         pack(source, Path(place))

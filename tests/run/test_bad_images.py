@@ -1,0 +1,35 @@
+"""The budget for images that cannot be decoded is that of the whole run, however many workers share an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data.pack import pack
+from orchestrator.errors import EXIT_DATA, EXIT_DONE
+from tests.conftest import TINY_JOB, Command
+from tests.data.conftest import encoded, noise, write_tar
+from tests.runs import summary_of
+
+BAD = b"\x89PNG\r\n\x1a\n and nothing else"
+JOB = TINY_JOB.replace("data: digits", "data: {{train: {train}, image_size: 8, bad_sample_budget: 0.075}}").replace(
+    "global_batch_size: 100", "global_batch_size: 10"
+)
+
+
+@pytest.mark.parametrize(("bad", "code"), [(3, EXIT_DONE), (4, EXIT_DATA)])
+def test_two_workers_leave_out_no_more_images_together_than_one_may(
+    bad: int, code: int, tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    good = [encoded(noise(i, 8, 8)) for i in range(40 - bad)]
+    images = [(f"{'ab'[i % 2]}/{i:02d}.png", data) for i, data in enumerate([*good, *[BAD] * bad])]
+    pack(write_tar(tmp_path / "x.tar", images), tmp_path / "set")
+    job = tiny_job("budget", JOB.replace("{train}", str(tmp_path / "set")))
+    done = in_process("run", job, "--set", "cluster.workers=2")
+    assert done.returncode == code, done.stdout + done.stderr
+    if code == EXIT_DONE:
+        assert summary_of(tmp_path / "runs" / "budget")["skipped_samples"] == 2 * bad, "in each of two epochs"
+    else:
+        assert "4 images of this epoch cannot be decoded, data.bad_sample_budget allows 3:\n  key " in done.stderr
