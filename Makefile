@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 export RAY_USAGE_STATS_ENABLED = 0
+# Where a shell says so, every process compiles all that it imports anew: half of the time until the first step.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test test-all soak rehearsal docs check bench bench-full clean-venv
 
@@ -15,6 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -e $@ || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@# Once, before the processes of the first run would each compile the same.
+	@$(BIN)/python -c 'import orchestrator.launch.driver, mlflow.tracking, ray.train.torch, sklearn.datasets'
 	@touch $@
 
 quickstart: $(STAMP)  ## set-up and a real run: embedded digits, two Ray workers, two stages, sqlite MLflow

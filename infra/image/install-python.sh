@@ -8,6 +8,7 @@ target="$2"
 
 python3 -m venv "$target"
 "$target/bin/python" -m pip install --quiet --disable-pip-version-check -c "$source/constraints.txt" uv
-"$target/bin/uv" pip install --quiet --no-cache --python "$target/bin/python" -c "$source/constraints.txt" \
+# Whoever runs the image cannot write bytecode: without it every process compiles all that it imports.
+"$target/bin/uv" pip install --quiet --no-cache --compile-bytecode --python "$target/bin/python" -c "$source/constraints.txt" \
     "${source}[cluster]"
 "$target/bin/orchestrator" --help > /dev/null

@@ -15,6 +15,7 @@ from orchestrator.job.load import Job, load_any, load_job, locate
 from orchestrator.job.search import SearchJob
 from orchestrator.job.show import counted
 from orchestrator.run.folder import write_json
+from orchestrator.run.start import without_collector
 
 
 def run_command(
@@ -30,7 +31,8 @@ def run_command(
     job = load_any(job_path, overrides, tell=print)
     # Libraries warn about their own affairs; the user of a job sees our words only.
     warnings.simplefilter("ignore")
-    from orchestrator.launch.local import torchrun_rank
+    with without_collector():
+        from orchestrator.launch.local import torchrun_rank
 
     if isinstance(job, SearchJob) and seeds is not None:
         raise JobError("--seeds: not with kind search; make train.seed a path of its space or search once per seed")
@@ -115,8 +117,9 @@ def _run_with_controls(
     job: Job, *, resume: str, summary_path: Path | None, origin: Path, began: float | None
 ) -> dict[str, Any]:
     """The run of a job, then those of its controls; returns the summary of the first with all results."""
-    from orchestrator.launch.controls import run_controls, wanted_controls
-    from orchestrator.launch.driver import run_job
+    with without_collector():
+        from orchestrator.launch.controls import run_controls, wanted_controls
+        from orchestrator.launch.driver import run_job
 
     wanted_controls(job)  # refuses what cannot be made before anything starts
     summary = run_job(job, resume=resume, summary_path=summary_path, origin=origin, began=began)

@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.errors import JobError, OrchestratorError
 from orchestrator.launch.local import WorkerFailure
 from orchestrator.launch.signals import beside_main_thread
+from orchestrator.run.start import without_collector
 from orchestrator.run.worker import Assignment
 
 # Set before ray is imported anywhere: no usage statistics, the current Train, quiet workers.
@@ -38,58 +39,6 @@ OWN_ENVIRONMENT = {
 # How long to wait for a node to answer, and for what an ended attempt held to be given back.
 _ANSWER_S = 20.0
 _RELEASE_S = 15.0
-# How often a worker looks whether its node is about to be taken away.
-_NOTICE_S = 2.0
-
-
-class RayContext:
-    """The loop's context inside a Ray Train worker."""
-
-    def __init__(self) -> None:
-        import ray
-        import ray.train
-
-        context = ray.train.get_context()
-        self.rank: int = context.get_world_rank()
-        self.world_size: int = context.get_world_size()
-        self.local_rank: int = context.get_local_rank()
-        self._node: str = ray.get_runtime_context().get_node_id()
-        self._next_look = 0.0
-
-    def report(self, metrics: dict[str, Any]) -> None:
-        # Results travel through the run folder; Ray's own report would only copy them.
-        return None
-
-    def stop_requested(self) -> bool:
-        # The driver's wish to stop arrives as a file in the run folder.
-        return False
-
-    def preemption(self) -> str | None:
-        # One worker of a node looks for all of them.
-        if self.local_rank > 0 or time.monotonic() < self._next_look:
-            return None
-        self._next_look = time.monotonic() + _NOTICE_S
-        with suppress(Exception):  # whatever the loss of the head looks like: the caller has more to do than this
-            draining = _draining_nodes()
-            if self._node in draining:
-                left_s = draining[self._node] / 1000 - time.time()
-                when = f" in {left_s:.0f} s" if left_s > 0 else ""
-                return f"the node of worker {self.rank} goes away{when}"
-        return None
-
-
-def _train_worker(config: dict[str, Any]) -> None:
-    """What Ray Train calls in every worker."""
-    import ray.train.torch
-    import torch
-
-    from orchestrator.run.worker import work
-
-    assignment: Assignment = config["assignment"]
-    device = torch.device("cpu")
-    if assignment.job["cluster"]["use_gpu"]:
-        device = ray.train.torch.get_device()
-    work(assignment, RayContext(), device)
 
 
 class RaySession:
@@ -119,7 +68,8 @@ class RaySession:
             os.environ.setdefault(name, value)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import ray
+            with without_collector():
+                import ray
 
         # A second process could otherwise never join a cluster that this process believes to have.
         address = os.environ.get("RAY_ADDRESS")
@@ -201,7 +151,9 @@ class RaySession:
     def _free(self) -> int:
         from ray._private.state import state
 
-        going = _draining_nodes()
+        from orchestrator.launch.ray_group import draining_nodes
+
+        going = draining_nodes()
         there: Counter[str] = Counter()
         for node, free in state.available_resources_per_node().items():
             if node not in going:
@@ -214,26 +166,17 @@ class RaySession:
         return min(count, int(resources.get("GPU", 0))) if self._cluster["use_gpu"] else count
 
 
-def _draining_nodes() -> dict[str, int]:
-    """Nodes that are about to be taken away, each with when, in milliseconds since 1970, 0 where nobody knows.
-
-    Ray Train looks there too; what it offers to workers makes all of them wait for one another at every step.
-    """
-    from ray._private.state import state
-
-    found: dict[str, int] = state.get_draining_nodes()
-    return found
-
-
 def _answering_nodes() -> list[dict[str, Any]]:
     """The nodes that stay and run a task in time: a dead one is listed as alive for a while."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from orchestrator.launch.ray_group import draining_nodes
+
     def answer() -> bool:
         return True
 
-    asked, going = {}, _draining_nodes()
+    asked, going = {}, draining_nodes()
     for node in ray.nodes():
         if node["Alive"] and node["NodeID"] not in going:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -253,20 +196,17 @@ def run_ray(assignment: Assignment, storage: str) -> None:
 
     Raises WorkerFailure when any worker failed; the workers' own reports in the run folder say why.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    with without_collector():
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+        from orchestrator.launch.ray_group import Trainer
 
     cluster = assignment.job["cluster"]
     resources = {"CPU": cluster["cpus_per_worker"], **({"GPU": 1} if cluster["use_gpu"] else {})}
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"assignment": assignment},
+    trainer = Trainer(
+        assignment,
         scaling_config=ScalingConfig(
             num_workers=sum(assignment.replicas), use_gpu=cluster["use_gpu"], resources_per_worker=resources
-        ),
-        torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if cluster["use_gpu"] else "gloo",
-            timeout_s=int(cluster["timeout_s"]),
         ),
         run_config=RunConfig(
             name=f"attempt-{assignment.attempt}",

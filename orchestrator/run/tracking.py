@@ -18,6 +18,7 @@ from typing import Any
 
 from orchestrator.errors import JobError, OrchestratorError, first_line
 from orchestrator.run.folder import RunFolder, read_json, write_json
+from orchestrator.run.start import without_collector
 
 _POLL_S = 1.0
 _REQUEST_TIMEOUT_S = 5
@@ -51,7 +52,8 @@ def client_of(uri: str) -> Iterator[Any]:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from mlflow.tracking import MlflowClient
+        with without_collector():
+            from mlflow.tracking import MlflowClient
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)

@@ -41,6 +41,7 @@ def test_quickstart_on_two_ray_workers_equals_one_process_and_leaves_no_process_
     assert "Traceback" not in output + errors
     assert "Warning" not in errors
     assert descendants.count("ray::RayTrainWorker") == 2, sorted(descendants.seen.values())
+    assert descendants.count("ray::DatasetManager") == 0, "a process that has nothing to do"
     assert descendants.left() == []
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert set(summary) == SUMMARY_KEYS
@@ -50,6 +51,33 @@ def test_quickstart_on_two_ray_workers_equals_one_process_and_leaves_no_process_
     result = in_process(*job, *(word for setting in alone for word in ("--set", setting)))
     assert result.returncode == 0, result.stderr
     assert_same_bits(runs / "quickstart", runs / "alone")
+
+
+def test_ray_trains_controller_imports_no_torch_for_us() -> None:
+    code = "import sys, orchestrator.launch.ray_group; print('ray.train' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_when_ray_trains_controller_is_killed_its_workers_places_come_back_and_the_run_goes_on(
+    tiny_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = ("train.epochs=2", "train.global_batch_size=2", "train.lr=1e-3", "checkpoint.every_steps=10")
+    settings += ("cluster.launcher=ray", "cluster.workers=2", "cluster.stages=2", "cluster.max_failures=1")
+    run = tmp_path / "runs" / "tiny"
+    with (
+        started("run", tiny_job(), *(word for setting in settings for word in ("--set", setting))) as process,
+        Descendants(process.pid) as descendants,
+    ):
+        wait_for_step(run, 20, timeout_s=300)
+        (controller,) = (pid for (pid, _), name in descendants.seen.items() if name.startswith("ray::TrainController"))
+        os.kill(controller, signal.SIGKILL)
+        output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, output + errors
+    (first, at_kill), (again, last) = summary_of(run)["attempt_steps"]
+    assert 0 == first < 10 <= again <= at_kill < last
 
 
 @pytest.mark.parametrize("failures", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.run.folder import RunFolder
-from orchestrator.run.start import StartClock, on_worker
+from orchestrator.run.start import StartClock, on_worker, without_collector
 from orchestrator.run.tracking import epoch_metrics
 from tests.conftest import Command
 
@@ -54,6 +55,24 @@ def test_a_process_knows_when_it_began_before_it_could_read_a_clock() -> None:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.5 <= float(done.stdout) <= time.monotonic() - began + 0.02, "clock ticks are of 10 ms"
+
+
+def test_garbage_is_collected_again_after_imports_that_failed_and_not_where_nobody_collected() -> None:
+    def imports() -> None:
+        with without_collector():
+            assert not gc.isenabled()
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        imports()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with without_collector():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_a_run_says_where_its_start_went_in_its_output_its_events_and_mlflow(
