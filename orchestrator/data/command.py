@@ -151,11 +151,11 @@ def verify(out: str, *, decode: bool = False, fix: bool = False, jobs: int | Non
     index = open_data(out)
     if fix and index.store is not None:
         raise JobError(f"--fix: the list is kept beside the index; verify the folder that was copied to {out}")
+    known = read_reasons(index)
     with _stoppable(f"verifying {out}"):
         jobs = jobs or worth(sum(shard.bytes for shard in index.shards), heavy=decode)
         wrong = problems(index, decode=decode, jobs=jobs, progress=Ticker("verified"))
     reasons, rest = left_out(wrong)
-    known = read_reasons(index)
     new = {key: why for key, why in reasons.items() if key not in known}
     if fix and new:
         write_quarantine(index, known | new)

@@ -300,8 +300,12 @@ def prune(folder: RunFolder, keep_last: int, saved: int) -> None:
 
 
 def remove_leftovers(folder: RunFolder) -> None:
-    """Delete what an interrupted save, or a file that was being replaced, left behind."""
+    """Delete what an interrupted save, or a file that was being replaced, left behind.
+
+    What this process writes at this moment, in the threads beside a drive, is none of it.
+    """
     for path in folder.checkpoints.glob(".step_*.tmp"):
         shutil.rmtree(path)
     for path in folder.path.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if f".{os.getpid()}-" not in path.name:
+            path.unlink(missing_ok=True)

@@ -23,6 +23,8 @@ from orchestrator.run.start import without_collector
 _POLL_S = 1.0
 _REQUEST_TIMEOUT_S = 5
 _MAX_PARAM = 500
+# One thread of this process: that of an ended attempt may still be held up by a request when the next one's begins.
+_SENDING = threading.Lock()
 # More have no charts of their own.
 _MOST_WORKERS = 16
 # Of each stage's time, together 1.
@@ -222,13 +224,14 @@ def replay(uri: str, run_id: str, run_dir: Path) -> int:
     """Send every event that MLflow has not got yet; returns how many. Raises what MLflow raises."""
     folder = RunFolder(run_dir)
     sent = run_dir / "tracked.json"
-    done = read_json(sent) or {}
-    offset = done["bytes"] if done.get("run_id") == run_id else 0
-    events, end = folder.read_events(offset)
-    if events:
-        _send(uri, run_id, events)
-    if end != offset:
-        write_json(sent, {"bytes": end, "run_id": run_id})
+    with _SENDING:
+        done = read_json(sent) or {}
+        offset = done["bytes"] if done.get("run_id") == run_id else 0
+        events, end = folder.read_events(offset)
+        if events:
+            _send(uri, run_id, events)
+        if end != offset:
+            write_json(sent, {"bytes": end, "run_id": run_id})
     return len(events)
 
 

@@ -170,8 +170,11 @@ def test_a_file_that_a_killed_process_was_about_to_replace_leaves_nothing(folder
     whole = save(folder, 1)
     torn = folder.path / ".progress.json.4711-1.tmp"
     torn.write_text('{"step"')
+    ours = torn.with_name(f".tracked.json.{os.getpid()}-1.tmp")
+    ours.touch()
     checkpoint.remove_leftovers(folder)
     assert not torn.exists()
+    assert ours.exists(), "a thread of this process is writing it"
     assert checkpoint.newest_valid(folder)[0] == whole
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,28 @@ def test_an_error_without_words_ends_no_finished_run(tmp_path: Path, monkeypatch
     assert log_model("x", "1", tmp_path, {}).warning == "MLflow: the network could not be logged: TimeoutError"
     with pytest.raises(OrchestratorError, match="cannot be used: TimeoutError"):
         tracking.create_run("x", "tests", "a", params={}, tags={}, artifacts=tmp_path)
+
+
+def test_the_threads_of_two_attempts_send_no_line_twice(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.tracking
+
+    received: list[tuple[str, int]] = []
+
+    class Slow:
+        """A server that takes its time."""
+
+        def __init__(self, **options: object) -> None:
+            pass
+
+        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+            time.sleep(0.2)
+            received.extend((metric.key, metric.step) for metric in metrics)
+
+    monkeypatch.setattr(mlflow.tracking, "MlflowClient", Slow)
+    folder.append_event(epoch(1))
+    both = [threading.Thread(target=tracking.replay, args=("x", "1", folder.path)) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(received) == len(set(received)) == len(expected(range(1, 2)))
