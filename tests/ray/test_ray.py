@@ -196,7 +196,7 @@ class Cluster:
         """The cluster is up when it takes a job; its agent comes later than its dashboard."""
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            with suppress(ConnectionError, RuntimeError):
+            with suppress(OSError, RuntimeError):  # those of requests are OSErrors
                 self.client.submit_job(entrypoint="true")
                 return
             time.sleep(0.5)

@@ -47,6 +47,15 @@ def test_the_lines_of_an_attempt_say_where_the_time_to_the_first_step_went(tmp_p
     ]
 
 
+@pytest.mark.parametrize(
+    ("threads", "where"),
+    [(0, "in the training thread"), (1, "1 loader thread a worker"), (3, "3 loader threads a worker")],
+)
+def test_an_attempt_says_who_decodes_its_images(tmp_path: Path, threads: int, where: str) -> None:
+    start = START | {"loader": {"decoder": "pillow 11.0", "threads": threads}}
+    assert followed(RunFolder(tmp_path), io.StringIO(), [start]).endswith(f"; decoder pillow 11.0, {where}\n")
+
+
 def test_bars_show_this_attempt_and_nothing_that_an_earlier_one_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
