@@ -14,9 +14,14 @@ from orchestrator.show.follow import Follower
 
 
 @contextmanager
-def followed(folder: RunFolder, attempt: int, uri: str, run_id: str, out: TextIO | None) -> Iterator[None]:
-    """Show progress and send metrics to MLflow, from the files that the attempt's rank 0 writes."""
-    follower = Follower(folder.path, attempt, out)
+def followed(
+    folder: RunFolder, attempt: int, uri: str, run_id: str, out: TextIO | None, since: int | None
+) -> Iterator[None]:
+    """Show progress and send metrics to MLflow, from the files that the attempt's rank 0 writes.
+
+    `since` is where its events begin, where it is not now.
+    """
+    follower = Follower(folder.path, attempt, out, since)
     sink = tracking.EventSink(uri, run_id, folder.path)
     follower.start()
     sink.start()

@@ -30,6 +30,14 @@ class Part:
     phases: int | None = None
 
 
+@dataclass(frozen=True)
+class Begun:
+    """An attempt whose workers start already: the wait for its end, and where the run's events ended before it."""
+
+    wait: Callable[[], None]
+    since: int
+
+
 @dataclass
 class Drive:
     """What the parts of a drive share. A run in a store (`stored`) is driven through its folder on this machine."""

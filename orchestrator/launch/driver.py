@@ -24,11 +24,11 @@ from orchestrator.job.show import counted
 from orchestrator.launch import local
 from orchestrator.launch.beside import followed, stoppable
 from orchestrator.launch.conclude import conclude
-from orchestrator.launch.drive import Drive, Launch, Part
+from orchestrator.launch.drive import Begun, Drive, Launch, Part
 from orchestrator.launch.elastic import elastic_of
 from orchestrator.launch.features import features_of
 from orchestrator.launch.preemption import Preemptions
-from orchestrator.launch.ray_train import RaySession, run_ray
+from orchestrator.launch.ray_train import RaySession, begin_ray
 from orchestrator.launch.restart import Failure, next_action
 from orchestrator.pipeline.plan import Plan
 from orchestrator.run import checkpoint, description, prepare, tracking
@@ -156,17 +156,19 @@ def _drive(drive: Drive) -> dict[str, Any]:
         )
         if features is not None:
             drive.clock.mark("features")
-        opening.join()
         while True:
             if elastic is not None:
                 plan = _announced(drive, plan, elastic.plan(drive.say), names)
             attempt = _next_attempt(drive, "auto")
+            assignment = _assignment(drive, attempt, plan, datasets, shapes, features)
+            begun = _begun(drive, attempt, assignment) if isinstance(ray, RaySession) and ray.alone else None
+            opening.join()
             attempt = replace(attempt, run_id=_track(drive, attempt, plan, datasets, names))
             drive.clock.mark("MLflow")
-            assignment = _assignment(drive, attempt, plan, datasets, shapes, features)
+            assignment = replace(assignment, run_id=attempt.run_id, launched=time.time())
             try:
                 with nullcontext() if elastic is None else elastic.watching(plan, folder, attempt.number):
-                    failure = _attempt(drive, attempt, assignment)
+                    failure = _attempt(drive, attempt, assignment, begun)
             except Interrupted:
                 grows = elastic is not None and elastic.grows
                 again = "There is room for more workers: starting again with them." if grows else None
@@ -301,8 +303,25 @@ def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan, datasets: Dataset
     )
 
 
-def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> Failure | None:
-    """Launch and follow one attempt. Returns its failure; raises Interrupted when it was stopped."""
+def _begun(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> Begun | None:
+    """A run's first attempt, whose workers Ray starts while MLflow makes the run; None for any other.
+
+    Where that fails the command ends, its connection to Ray too, and with that the workers.
+    """
+    if attempt.number > 1 or attempt.resume_from is not None or drive.stored is not None:
+        return None
+    prepare.record_attempt(drive.folder, attempt, 0, None)
+    _, since = drive.folder.read_events()
+    return Begun(_on_ray(drive, replace(assignment, run_id_follows=True)), since)
+
+
+def _on_ray(drive: Drive, assignment: Assignment) -> Callable[[], None]:
+    return begin_ray(assignment, storage=str(drive.folder.path / "ray"))
+
+
+def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment, begun: Begun | None) -> Failure | None:
+    """Launch one attempt, or take the one that has begun, and follow it. Returns its failure; raises Interrupted when
+    it was stopped."""
     folder = drive.folder
     for warning in attempt.warnings:
         drive.say(f"warning: {warning}")
@@ -313,12 +332,15 @@ def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> 
     prepare.record_attempt(folder, attempt, first_step, assignment.run_id)
     uri, run_id = drive.uri, assignment.run_id or ""
     with (
-        followed(folder, attempt.number, uri, run_id, drive.part.out),
+        followed(folder, attempt.number, uri, run_id, drive.part.out, begun.since if begun else None),
         stoppable(folder, attempt.number, drive.job.train.max_hours, drive.say),
     ):
         try:
             with nullcontext() if drive.stored is None else drive.stored.attempt():
-                _launch(drive, assignment)
+                if begun is not None:
+                    begun.wait()
+                else:
+                    _launch(drive, assignment)
         except OrchestratorError as error:
             return _failure(folder, attempt.number, error)
     outcome = read_json(folder.outcome) or {}
@@ -335,7 +357,7 @@ def _launch(drive: Drive, assignment: Assignment) -> None:
     if drive.launch is not None:
         drive.launch(assignment)
     elif drive.job.cluster.launcher == "ray":
-        run_ray(assignment, storage=str(drive.folder.path / "ray"))
+        _on_ray(drive, assignment)()
     elif sum(assignment.replicas) == 1:
         local.run_here(assignment, LocalContext())
     else:

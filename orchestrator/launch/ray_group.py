@@ -17,7 +17,6 @@ import ray
 from ray.train import get_context
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.run.start import without_collector
@@ -30,31 +29,14 @@ _NOTICE_S = 2.0
 
 
 class Trainer(DataParallelTrainer):  # type: ignore[misc]
-    """Ray Train without what we do not use: every actor is a process that takes seconds of a processor to start."""
+    """Ray Train without its actor for data sets: it is a process more, which takes seconds of a processor to start."""
 
     def __init__(self, assignment: Assignment, **configs: Any) -> None:
         # In bytes, since the controller reads all of its configuration.
         super().__init__(partial(_work, pickle.dumps(assignment)), backend_config=_Rendezvous(), **configs)
 
     def _create_default_callbacks(self) -> list[Any]:
-        ours = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, ours)] + [_LateCleaner()]
-
-
-class _LateCleaner(PlacementGroupCleanerCallback):  # type: ignore[misc]
-    """What gives the workers' places back if the controller is killed: begun once they train, and not waited for."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        self._run = train_run_context
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        return None
-
-    def after_worker_group_training_start(self, worker_group: Any) -> None:
-        super().after_controller_start(self._run)
-        if self._cleaner is not None:
-            places = worker_group.get_worker_group_state().placement_group_handle.placement_group
-            self._cleaner.register_placement_group.remote(places)
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
 
 
 class _Rendezvous(BackendConfig):  # type: ignore[misc]

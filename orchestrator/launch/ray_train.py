@@ -7,13 +7,13 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from orchestrator.errors import JobError, OrchestratorError
 from orchestrator.launch.local import WorkerFailure
-from orchestrator.launch.signals import beside_main_thread
+from orchestrator.launch.signals import begun_beside
 from orchestrator.run.start import without_collector
 from orchestrator.run.worker import Assignment
 
@@ -47,7 +47,12 @@ class RaySession:
     def __init__(self, cluster: dict[str, Any] | None) -> None:
         """`cluster` is the section of the one run that the Ray is for; None for many that share what there is."""
         self._cluster = cluster
-        self.own = False
+        self._already = self.own = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether what runs on this connection ends with it: it was not there before."""
+        return not self._already
 
     @property
     def waiting(self) -> str:
@@ -191,10 +196,10 @@ def _answering_nodes() -> list[dict[str, Any]]:
     return found
 
 
-def run_ray(assignment: Assignment, storage: str) -> None:
-    """Run one attempt under Ray Train and wait for its end.
+def begin_ray(assignment: Assignment, storage: str) -> Callable[[], None]:
+    """Begin one attempt under Ray Train; what is returned waits for its end.
 
-    Raises WorkerFailure when any worker failed; the workers' own reports in the run folder say why.
+    It raises WorkerFailure when any worker failed; the workers' own reports in the run folder say why.
     """
     with without_collector():
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -215,7 +220,12 @@ def run_ray(assignment: Assignment, storage: str) -> None:
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
-    try:
-        beside_main_thread(trainer.fit, "ray-train")
-    except BaseException as error:
-        raise WorkerFailure(f"Ray Train: {error}") from error
+    ended = begun_beside(trainer.fit, "ray-train")
+
+    def wait() -> None:
+        try:
+            ended()
+        except BaseException as error:
+            raise WorkerFailure(f"Ray Train: {error}") from error
+
+    return wait

@@ -44,7 +44,12 @@ class StopSignal:
 
 
 def beside_main_thread(call: Callable[[], object], name: str) -> None:
-    """Run `call` in a thread of its own and wait for its end; what it raises is raised here.
+    """Run `call` in a thread of its own and wait for its end; what it raises is raised here."""
+    begun_beside(call, name)()
+
+
+def begun_beside(call: Callable[[], object], name: str) -> Callable[[], None]:
+    """Begin `call` in a thread of its own. What is returned waits for its end, and raises what it raised.
 
     Ray Train and Ray Tune take over signals when they run in the main thread, and would abort without a checkpoint.
     """
@@ -58,8 +63,12 @@ def beside_main_thread(call: Callable[[], object], name: str) -> None:
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
-    while thread.is_alive():
-        # A join without a limit would keep the handlers of signals from running.
-        thread.join(0.2)
-    if failure:
-        raise failure[0]
+
+    def wait() -> None:
+        while thread.is_alive():
+            # A join without a limit would keep the handlers of signals from running.
+            thread.join(0.2)
+        if failure:
+            raise failure[0]
+
+    return wait

@@ -19,7 +19,7 @@ from orchestrator.errors import CheckpointError, OrchestratorError
 from orchestrator.pipeline.advice import StageTime
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage
-from orchestrator.run import checkpoint, events, mistakes
+from orchestrator.run import checkpoint, events, mistakes, prepare
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Datasets, Ready, TrainFeed, planned_keys, train_stream
 from orchestrator.run.evaluator import Evaluator
@@ -327,6 +327,7 @@ class Loop:
             self.schedule,
             self.datasets,
             self.ledger,
+            run_id=prepare.followed_run_id(self.folder) if self.assignment.run_id_follows else self.assignment.run_id,
             val=val,
             test=test,
             weights_sha256=checkpoint.weights_sha256(v for _, v in sorted(hashes.items())),

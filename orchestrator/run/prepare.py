@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator.errors import CheckpointError, JobError
+from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.job.resolved import differences
 from orchestrator.run import checkpoint
 from orchestrator.run.folder import RunFolder, read_json, write_json
@@ -81,6 +82,18 @@ def record_attempt(folder: RunFolder, attempt: Attempt, first_step: int, run_id:
     ]
     now = {"attempt": attempt.number, "first_step": first_step, "last_step": None, "run_id": run_id}
     write_json(folder.attempts, [*earlier, now])
+
+
+def followed_run_id(folder: RunFolder, timeout_s: float = 60.0) -> str:
+    """The MLflow run of an attempt that began while it was made. Raises OrchestratorError when nobody says it."""
+    until = time.monotonic() + timeout_s
+    while True:
+        history: list[dict[str, Any]] = read_json(folder.attempts) or []
+        if history and history[-1]["run_id"] is not None:
+            return str(history[-1]["run_id"])
+        if time.monotonic() > until:
+            raise OrchestratorError(f"{folder.attempts}: the driver did not write down its MLflow run")
+        time.sleep(0.1)
 
 
 def weights_source(runs: Path, init_from: str) -> Path:

@@ -72,6 +72,8 @@ class Assignment:
     # Seconds from the command to the launch by what they went into, and the clock (time.time()) at the launch.
     before_launch: dict[str, float] = field(default_factory=dict)
     launched: float = 0.0
+    # The driver makes the MLflow run meanwhile, and writes down in the run folder which it is.
+    run_id_follows: bool = False
 
 
 def work(assignment: Assignment, context: Context, device: torch.device) -> str:

@@ -24,10 +24,12 @@ _LOOKS = 40
 class Follower:
     """Shows what happens in an attempt: its lines as they come, and where it is now."""
 
-    def __init__(self, run_dir: Path, attempt: int, out: TextIO | None = None) -> None:
+    def __init__(self, run_dir: Path, attempt: int, out: TextIO | None = None, since: int | None = None) -> None:
+        """`since` is the offset of the attempt's first event; default: the next one."""
         self._attempt = attempt
         self._folder = RunFolder(run_dir)
-        earlier, self._offset = self._folder.read_events()
+        earlier, end = self._folder.read_events()
+        self._offset = end if since is None else since
         plans = [event for event in earlier if event["event"] == "plan"]
         self._stages = stage_names(plans[-1]) if plans else []
         self._display = display_for(out or sys.stdout)

@@ -20,7 +20,7 @@ import pytest
 from orchestrator.errors import OrchestratorError
 from orchestrator.launch import ray_train
 from tests.conftest import ROOT, SUMMARY_KEYS, Command, environment, started
-from tests.processes import Descendants, free_ports
+from tests.processes import Descendants, free_port, free_ports
 from tests.runs import assert_same_bits, summary_of, wait_for_step
 
 BIN = Path(sys.executable).parent
@@ -71,13 +71,30 @@ def test_when_ray_trains_controller_is_killed_its_workers_places_come_back_and_t
         started("run", tiny_job(), *(word for setting in settings for word in ("--set", setting))) as process,
         Descendants(process.pid) as descendants,
     ):
-        wait_for_step(run, 20, timeout_s=300)
+        wait_for_step(run, 100, timeout_s=300)
         (controller,) = (pid for (pid, _), name in descendants.seen.items() if name.startswith("ray::TrainController"))
         os.kill(controller, signal.SIGKILL)
         output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, output + errors
     (first, at_kill), (again, last) = summary_of(run)["attempt_steps"]
     assert 0 == first < 10 <= again <= at_kill < last
+
+
+@pytest.mark.slow
+def test_a_run_on_ray_whose_mlflow_does_not_answer_says_so_and_leaves_no_worker(
+    tiny_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    port = free_port()
+    settings = ("cluster.launcher=ray", "cluster.workers=2", f"tracking.uri=http://127.0.0.1:{port}")
+    with (
+        started("run", tiny_job(), *(word for setting in settings for word in ("--set", setting))) as process,
+        Descendants(process.pid) as descendants,
+    ):
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, output + errors
+    assert f"tracking.uri: http://127.0.0.1:{port} cannot be used" in errors
+    assert "Traceback" not in output + errors
+    assert descendants.left() == []
 
 
 @pytest.mark.parametrize("failures", [1, 2])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.run.folder import RunFolder
+from orchestrator.run.prepare import Attempt, followed_run_id, record_attempt
 from orchestrator.run.start import StartClock, on_worker, without_collector
 from orchestrator.run.tracking import epoch_metrics
 from tests.conftest import Command
@@ -73,6 +76,17 @@ def test_garbage_is_collected_again_after_imports_that_failed_and_not_where_nobo
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_a_worker_that_began_before_its_mlflow_run_was_made_waits_for_it_and_not_for_ever(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    attempt = Attempt(number=1, resume_from=None, earlier_steps=[], run_id=None, warnings=[])
+    record_attempt(folder, attempt, 0, None)
+    with pytest.raises(OrchestratorError, match="the driver did not write down its MLflow run"):
+        followed_run_id(folder, timeout_s=0.2)
+    later = threading.Timer(0.2, record_attempt, [folder, attempt, 0, "abc"])
+    later.start()
+    assert followed_run_id(folder, timeout_s=20) == "abc"
 
 
 def test_a_run_says_where_its_start_went_in_its_output_its_events_and_mlflow(

@@ -37,6 +37,17 @@ def followed(folder: RunFolder, out: io.StringIO, events: list[dict[str, Any]]) 
     return out.getvalue()
 
 
+def test_an_attempt_that_began_before_anyone_followed_is_shown_from_its_first_line(tmp_path: Path) -> None:
+    folder, out = RunFolder(tmp_path), io.StringIO()
+    folder.append_event(PLAN)
+    _, since = folder.read_events()
+    folder.append_event(START)
+    follower = Follower(folder.path, 1, out, since)
+    follower.start()
+    follower.stop()
+    assert out.getvalue() == "Training 54 steps, 2 epochs of 1350 images\n"
+
+
 def test_the_lines_of_an_attempt_say_where_the_time_to_the_first_step_went(tmp_path: Path) -> None:
     warning = {"event": "warning", "text": "MLflow does not answer"}
     assert followed(RunFolder(tmp_path), io.StringIO(), [START, FIRST, EPOCH, warning]).splitlines() == [
