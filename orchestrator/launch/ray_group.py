@@ -110,8 +110,8 @@ class RayContext:
         return False
 
     def preemption(self) -> str | None:
-        # One worker of a node looks for all of them.
-        if self.local_rank > 0 or time.monotonic() < self._next_look:
+        # Every worker looks: Ray counts local ranks by address, and nodes can share one.
+        if time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + _NOTICE_S
         with suppress(Exception):  # whatever the loss of the head looks like: the caller has more to do than this
