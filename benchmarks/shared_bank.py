@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import tempfile
 import time
@@ -243,6 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         found = measure((given.keep or Path(scratch)).absolute(), given)
     length = f"--epochs {given.epochs} --seeds {given.seeds}"
+    if len(found) < len(ROWS):
+        length += f" --only {shlex.join(label for label in found if label != OWN)}"
     publish(
         f"shared_bank_{given.name}",
         f"python -m benchmarks.shared_bank TRAIN TEST --name {given.name} {length}",
