@@ -202,6 +202,7 @@ def begin_ray(assignment: Assignment, storage: str) -> Callable[[], None]:
     It raises WorkerFailure when any worker failed; the workers' own reports in the run folder say why.
     """
     with without_collector():
+        from ray.exceptions import ActorDiedError
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
         from orchestrator.launch.ray_group import Trainer
@@ -226,6 +227,26 @@ def begin_ray(assignment: Assignment, storage: str) -> Callable[[], None]:
         try:
             ended()
         except BaseException as error:
+            if isinstance(error, ActorDiedError):
+                _give_places_back()
             raise WorkerFailure(f"Ray Train: {error}") from error
 
     return wait
+
+
+def _give_places_back() -> None:
+    """Remove the placement groups of our controllers that are gone: Ray keeps them until the whole job ends.
+
+    Ray Train's own helper for that asks the dashboard, which a Ray of our own has not got.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    for packed in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(packed)
+        by_an_actor = not ray.ActorID(group.creator_actor_id).is_nil()
+        if group.creator_job_id == job and by_an_actor and group.creator_actor_dead:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))

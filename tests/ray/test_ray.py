@@ -74,7 +74,7 @@ def test_when_ray_trains_controller_is_killed_its_workers_places_come_back_and_t
         wait_for_step(run, 100, timeout_s=300)
         (controller,) = (pid for (pid, _), name in descendants.seen.items() if name.startswith("ray::TrainController"))
         os.kill(controller, signal.SIGKILL)
-        output, errors = process.communicate(timeout=600)
+        output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
     (first, at_kill), (again, last) = summary_of(run)["attempt_steps"]
     assert 0 == first < 10 <= again <= at_kill < last
