@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.index import Index, open_index
+from orchestrator.data.labels import some
 from orchestrator.errors import DataError
 from orchestrator.job import paths
 
@@ -66,10 +67,7 @@ def disagreements(data: Mapping[str, Any], indexes: Mapping[str, Index]) -> list
     for key in ("val", "test"):
         other = indexes.get(key)
         if train is not None and other is not None and other.classes != train.classes:
-            text = (
-                f"its classes differ from those of data.train ({len(other.classes)} against {len(train.classes)}); "
-                "pack both from the same folders"
-            )
+            text = _differing(train, other)
             found.append((f"data.{key}", text))
     counted = {
         "train_samples": None if train is None else train.num_samples,
@@ -82,3 +80,17 @@ def disagreements(data: Mapping[str, Any], indexes: Mapping[str, Index]) -> list
             text = f"the job states {stated}, the index has {number}; correct it, or delete data.expect"
             found.append((f"data.expect.{key}", text))
     return found
+
+
+def _differing(train: Index, other: Index) -> str:
+    """How the classes of a set differ from those of the training set, and what to do."""
+    missing = sorted(set(train.classes) - set(other.classes))
+    extra = sorted(set(other.classes) - set(train.classes))
+    parts = [f"{len(missing)} are missing ({some(missing, most=3)})"] if missing else []
+    parts += [f"{len(extra)} are not in data.train ({some(extra, most=3)})"] if extra else []
+    classes = train.folder if train.store is None else "TRAIN"
+    remedy = "leave those out and " if extra else ""
+    return (
+        f"its classes differ from those of data.train ({len(other.classes)} against {len(train.classes)}): "
+        f"{', '.join(parts) or 'the same in another order'}; {remedy}pack it again with --classes {classes}"
+    )

@@ -14,8 +14,8 @@ import numpy as np
 from orchestrator.data.describe import describe
 from orchestrator.data.in_place import index_in_place
 from orchestrator.data.index import Index, open_index
-from orchestrator.data.labels import Labelling
-from orchestrator.data.pack import SHARD_BYTES, Share
+from orchestrator.data.labels import Labelling, some
+from orchestrator.data.pack import SHARD_BYTES, Share, stated_options
 from orchestrator.data.pack import pack as pack_shards
 from orchestrator.data.parallel import worth
 from orchestrator.data.quarantine import FILE, read_reasons, write_quarantine
@@ -91,14 +91,10 @@ def pack(
     jobs: int | None = None,
     share: Share | None = None,
 ) -> int:
-    """Pack into a folder and say how it went; returns the exit code. Raises DataError, Interrupted."""
+    """Pack into a folder and say how it went; returns the exit code. Raises DataError, JobError, Interrupted."""
     if (out / "index.json").is_file():
         index = open_index(out)
-        if index.source != Path(source).name:
-            raise DataError(
-                f"{out}: holds data packed from {index.source!r} already, not from {source!r}; "
-                "remove it or choose another folder"
-            )
+        _refuse_other(index, source, labelling, stated_options(encoding or Encoding(), shard_bytes))
         print(f"{out} holds packed data already: {_summary(index)}. Remove the folder to pack it afresh.")
         return EXIT_DONE
     ticker = Ticker("packed")
@@ -114,10 +110,24 @@ def pack(
             say=_say,
             share=share,
         )
-    print(f"{out}: {_summary(index)}; {ticker.speed(index.num_samples)}")
+    print(f"{out}: {_summary(index)}; {ticker.speed(index.num_samples)}; classes: {some(index.classes)}")
     if index.ignored:
         print(f"  ignored: {counted(index.ignored, 'file')} of the source, no images in a class folder")
     return EXIT_DONE
+
+
+def _refuse_other(index: Index, source: str, labelling: Labelling | None, options: Mapping[str, int]) -> None:
+    """Raise JobError where what lies there was packed from another source or with other options than are given."""
+    found = ""
+    if index.source != Path(source).name:
+        found = f"from {index.source!r} already, not from {source!r}"
+    elif labelling and labelling.classes and open_index(labelling.classes).classes != index.classes:
+        found = f"already, not with the classes of {labelling.classes}"
+    for flag, number in options.items():
+        if index.options.get(flag) != number:
+            found = found or f"already, {flag} {index.options.get(flag, 'not given')}, not {number}"
+    if found:
+        raise JobError(f"{index.folder}: holds data packed {found}; remove it or choose another folder")
 
 
 @contextmanager
@@ -161,6 +171,7 @@ def verify(out: str, *, decode: bool = False, fix: bool = False, jobs: int | Non
         write_quarantine(index, known | new)
         print("\n".join(new.values()))
         print(f"{out}: {len(new)} of {index.num_samples} samples were named in {FILE}: training leaves them out")
+        print("Evaluation (data.val, data.test) leaves none out: pack those data again without these images.")
         known, new = known | new, {}
     lines = [problem.text for problem in wrong if problem.key not in known] if new else [p.text for p in rest]
     if lines:

@@ -96,7 +96,7 @@ class Index:
     """An opened index. Nothing of the shards themselves has been read yet.
 
     `source` is the name of what was packed, `ignored` the number of its files that are no images, `extra` what
-    the kind states beside that, `store` where the shards are if not in `folder`.
+    the kind states beside that, `store` where the shards are if not in `folder`, `options` those of packing.
     """
 
     folder: Path
@@ -110,6 +110,7 @@ class Index:
     kind: Kind = IMAGES
     extra: Mapping[str, Any] = field(default_factory=dict)
     store: ShardStore | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -173,6 +174,7 @@ def write_index(
     *,
     kind: Kind = IMAGES,
     extra: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """Write members.npy, then index.json. Returns the identity, which covers `extra` (plain values) too."""
     table = folder / MEMBERS
@@ -190,6 +192,7 @@ def write_index(
         "shards": [vars(s) for s in shards],
         "members": {"file": table.name, "bytes": table.stat().st_size, "sha256": members_sha256},
         **({"extra": dict(extra)} if extra else {}),
+        **({"options": dict(options)} if options else {}),
     }
     write_atomically(folder / "index.json", json.dumps(content, indent=1) + "\n")
     return identity
@@ -254,7 +257,19 @@ def _checked(folder: Path, content: dict[str, Any], kind: Kind) -> Index:
         raise DataError(f"{file}: was changed after packing: its SHA-256 is not the one that it states")
     members = _member_table(folder / MEMBERS, stated, content["samples"])
     source, ignored = content.get("source", ""), content.get("ignored", 0)
-    return Index(folder, classes, shards, identity, members, stated["sha256"], source, ignored, kind, extra)
+    return Index(
+        folder,
+        classes,
+        shards,
+        identity,
+        members,
+        stated["sha256"],
+        source,
+        ignored,
+        kind,
+        extra,
+        options=content.get("options", {}),
+    )
 
 
 def _member_table(table: Path, stated: dict[str, Any], samples: int) -> NDArray[Any]:

@@ -69,16 +69,17 @@ def class_list(found: Iterable[str], labels: Labels, source: str, files: Labelli
         if unknown:
             raise DataError(
                 f"{files.labels or source}: {len(unknown)} classes are not among the {len(classes)} of "
-                f"{files.classes}: {_some(unknown)}"
+                f"{files.classes}: {some(unknown)}"
             )
     unnamed = [label for label in classes if label not in labels.names]
     if files.class_names is not None and unnamed:
-        raise DataError(f"{files.class_names}: has no name for {len(unnamed)} of the classes: {_some(unnamed)}")
+        raise DataError(f"{files.class_names}: has no name for {len(unnamed)} of the classes: {some(unnamed)}")
     return classes
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, in words."""
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
 def _lines(path: Path, data: bytes | None = None) -> list[str]:

@@ -96,7 +96,7 @@ def pack(
     with a fixed seed, times and owners are zero. A shard ends with the image that brings it to `shard_bytes`
     (counted before encoding anew). `share` has them written elsewhere. The folder appears when it is complete.
     Raises DataError for a source that cannot be packed whole or an `out` that holds something else, JobError for an
-    `out` without a name.
+    `out` without a name or where nothing can be written.
     """
     out = Path(out)
     if out.name in ("", ".."):
@@ -104,6 +104,7 @@ def pack(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: is there already and not empty; remove it or choose another folder")
     work = out.with_name(f".{out.name}.packing")
+    _refuse_unwritable(work.parent, out)
     recipe = Recipe(source, work, labelling or Labelling(), encoding or Encoding(), shard_bytes)
     with alone(work.with_suffix(".lock"), lambda: False, lambda: say(f"{out}: is being packed already; waiting")):
         if (out / "index.json").is_file():
@@ -122,6 +123,23 @@ def pack(
         _publish(recipe.shards, out)
         shutil.rmtree(work)
     return open_index(out)
+
+
+def stated_options(encoding: Encoding, shard_bytes: int) -> dict[str, int]:
+    """The options of packing that are not the usual ones, as the index keeps them."""
+    asked = {"--max-side": encoding.max_side, "--quality": encoding.quality}
+    asked["--shard-size"] = None if shard_bytes == SHARD_BYTES else shard_bytes // 2**20
+    return {flag: number for flag, number in asked.items() if number is not None}
+
+
+def _refuse_unwritable(parent: Path, out: Path) -> None:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        why = "" if os.access(parent, os.W_OK | os.X_OK) else f"{parent} is read-only"
+    except OSError as error:
+        why = str(error)
+    if why:
+        raise JobError(f"OUT: must be a folder that can be written, got {out}: {why}")
 
 
 def _pack(
@@ -147,7 +165,8 @@ def _pack(
         _write(missing, done, total, jobs, progress, share or results)
         shards, rows = _read_notes(tasks)
     extra = named(classes, labels.names)
-    write_index(recipe.shards, classes, shards, rows, recipe.name, found.ignored, extra=extra)
+    options = stated_options(recipe.encoding, recipe.shard_bytes)
+    write_index(recipe.shards, classes, shards, rows, recipe.name, found.ignored, extra=extra, options=options)
 
 
 def _write(

@@ -25,6 +25,7 @@ from orchestrator.errors import DataError
 
 DIGITS = "digits"
 _IMAGE_NAMES = (".jpg", ".jpeg", ".png")
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _FORMS = "a folder or tar(.gz) of CLASS/IMAGE, a tar or folder of class tars, unsorted images with --labels, or digits"
 
 
@@ -123,12 +124,30 @@ def _checked(path: Path, found: Found, labels: Sequence[str] | None) -> Found:
     if not found.items:
         raise DataError(f"{path}: no JPEG or PNG images in class folders (expected {_FORMS})")
     if labels is None:
+        _refuse_splits(path, sorted({item.label for item in found.items}))
         return replace(found, items=sorted(found.items, key=lambda item: (item.label, item.name)))
     if len(labels) != len(found.items):
         raise DataError(f"{path}: has {len(found.items)} images, the list of labels has {len(labels)}; they must agree")
     ordered = sorted(found.items, key=lambda item: item.name)
     named = [replace(item, label=label) for item, label in zip(ordered, labels, strict=True)]
     return replace(found, items=sorted(named, key=lambda item: (item.label, item.name)))
+
+
+def _refuse_splits(path: Path, classes: Sequence[str]) -> None:
+    """Folders of the parts of a data set are no classes, though they look like them."""
+    if not _SPLITS.issuperset(label.lower() for label in classes):
+        return
+    if not path.is_dir():
+        remedy = "unpack it and pack each by itself"
+    else:
+        sources = [path / label if (path / label).is_dir() else path / f"{label}.tar" for label in classes]
+        first = next((i for i, label in enumerate(classes) if label.lower().startswith("train")), 0)
+        commands = [f"orchestrator data pack {sources[first]} OUT-{classes[first]}"]
+        for label, source in zip(classes, sources, strict=True):
+            if label != classes[first]:
+                commands.append(f"orchestrator data pack {source} OUT-{label} --classes OUT-{classes[first]}")
+        remedy = "pack each by itself: " + ", then ".join(commands)
+    raise DataError(f"{path}: classes would be {', '.join(classes)}: {remedy}")
 
 
 def _digits() -> list[Item]:

@@ -238,5 +238,6 @@ class EvalStream:
                 handed_out()
                 if batch.skipped:
                     faults = "\n  ".join(batch.skipped.values())
-                    raise DataError(f"an image for evaluation cannot be decoded:\n  {faults}")
+                    remedy = "evaluation leaves none out: pack its data again without this image"
+                    raise DataError(f"an image for evaluation cannot be decoded:\n  {faults}\n{remedy}")
                 yield batch

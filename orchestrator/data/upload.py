@@ -11,7 +11,7 @@ from orchestrator.data.cache import default_folder
 from orchestrator.data.index import open_index
 from orchestrator.data.remote_index import open_data
 from orchestrator.data.run_store import RunStore
-from orchestrator.errors import DataError, JobError
+from orchestrator.errors import JobError
 from orchestrator.job import paths
 
 _INDEX = "index.json"
@@ -25,7 +25,7 @@ def pack_into_store(
     """Let `pack` fill a folder here, upload it to `url` and remove it; returns what `pack` did.
 
     Without its index, which goes up last, nobody takes the rest for a packed set; what an upload of the same set has
-    brought there already is not sent again. Raises JobError for a URL that is none, DataError where other data lie,
+    brought there already is not sent again. Raises JobError for a URL that is none or where other data lie,
     and what RunStore raises.
     """
     fault = paths.location_fault(url)
@@ -35,7 +35,7 @@ def pack_into_store(
     if store.get(_INDEX) is not None:
         found = open_data(url).source
         if found != Path(source).name:
-            raise DataError(
+            raise JobError(
                 f"{url}: holds data packed from {found!r} already, not from {source!r}; choose another place"
             )
         say(f"{url} holds packed data already. Delete it there to pack it afresh.")

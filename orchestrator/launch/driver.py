@@ -33,7 +33,7 @@ from orchestrator.launch.restart import Failure, next_action
 from orchestrator.pipeline.plan import Plan
 from orchestrator.run import checkpoint, description, prepare, tracking
 from orchestrator.run.context import LocalContext
-from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
+from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded, refuse_quarantined
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.own_head import kept_objective, try_head
 from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_of
@@ -120,6 +120,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     backbone = backbone_line(job) if source is None else None
     prepare_embedded(drive.values["data"], Path(job.runs))
     datasets = open_datasets(drive.values)
+    refuse_quarantined(datasets)
     shapes = shapes_of(job, len(datasets.classes))
     plan = _plan(drive, shapes, datasets, job.cluster.workers)
     try_head(drive.values["objective"], shapes[-1].head_features, len(datasets.classes))

@@ -23,13 +23,14 @@ from orchestrator.data.order import training_order
 from orchestrator.data.pack import pack
 from orchestrator.data.prefetch import foreseen
 from orchestrator.data.processes import in_processes
+from orchestrator.data.quarantine import FILE, quarantined
 from orchestrator.data.remote import summed
 from orchestrator.data.remote_index import RemoteShards, open_data
 from orchestrator.data.resize import training_size
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
 from orchestrator.data.stream import Batch, EvalStream, Foresee, Source, TrainStream, no_foresight
 from orchestrator.data.threads import loader_threads
-from orchestrator.errors import JobError
+from orchestrator.errors import DataError, JobError
 from orchestrator.job.network import vote_share
 from orchestrator.pipeline.stage import StageInput
 from orchestrator.run.classifier import framing, pixel_statistics
@@ -102,6 +103,22 @@ def open_datasets(job: dict[str, Any]) -> Datasets:
     datasets = Datasets(Part(train_index, subset), val, test)
     share = vote_share(job["model"]["vote"], job["train"]["vote_from_train"], len(subset))
     return datasets if share is None else _with_vote(datasets, share)
+
+
+def refuse_quarantined(datasets: Datasets) -> None:
+    """Raise DataError for samples in quarantine that are evaluated on, before hours of training end at them."""
+    findings = []
+    for key, part in (("val", datasets.val), ("test", datasets.test)):
+        known = quarantined(part.index) if part is not None else {}
+        bad = [i for i in known if part is not None and i in part.subset]
+        if part is not None and bad:
+            text = (
+                f"{part.index.place}: {len(bad)} of its images are in {FILE} (first: key {part.index.key(bad[0])}); "
+                "evaluation leaves none out: pack the data again without them"
+            )
+            findings.append((f"data.{key}", text))
+    if findings:
+        raise DataError(findings=findings)
 
 
 def _with_vote(datasets: Datasets, share: float) -> Datasets:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from orchestrator.errors import JobError
 from orchestrator.job.resolved import flatten
 from orchestrator.job.show import show
 from orchestrator.pipeline.trace import PHASES
@@ -28,7 +29,10 @@ _PAIRS = 24
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write the page of these run folders; finished, stopped and running ones alike."""
+    """Write the page of these run folders; finished, stopped and running ones alike.
+
+    Raises JobError where it cannot be written.
+    """
     searches = [folder for folder in run_dirs if search_page.is_search(folder)]
     runs = [_Run(folder) for folder in run_dirs if folder not in searches]
     title = run_dirs[0].resolve().name if len(run_dirs) == 1 else f"{len(run_dirs)} runs"
@@ -40,7 +44,11 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     for folder in searches:
         body += [f"<h2>{escape(folder.resolve().name)}</h2>"] if len(run_dirs) > 1 else []
         body += search_page.sections(folder)
-    write_atomically(out, html.page(title, body))
+    page = html.page(title, body)
+    try:
+        write_atomically(out, page)
+    except OSError as error:
+        raise JobError(f"{out}: cannot be written: {error.strerror}; choose another place with --out") from None
 
 
 class _Run:

@@ -122,7 +122,9 @@ def test_quarantine_uses_up_no_budget_but_other_faults_do(tmp_path: Path) -> Non
 
 def test_nothing_is_left_out_of_an_evaluation(small: Index) -> None:
     (small.folder / FILE).write_text(json.dumps({"index_sha256": small.sha256, "samples": {"000000003": "cut"}}))
-    with pytest.raises(DataError, match=r"an image for evaluation cannot be decoded:\n  in quarantine\.json: cut"):
+    with pytest.raises(
+        DataError, match=r"an image for evaluation cannot be decoded:\n  in quarantine\.json: cut\nevaluation.*pack"
+    ):
         list(EvalStream(source_of(small), np.arange(12), 4))
 
 

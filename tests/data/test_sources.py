@@ -14,8 +14,8 @@ from orchestrator.data import command
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.pack import pack
 from orchestrator.data.verify import problems
-from orchestrator.errors import DataError
-from tests.conftest import TEST_DATA
+from orchestrator.errors import DataError, JobError
+from tests.conftest import TEST_DATA, Command
 from tests.data.conftest import write_tar
 
 Files = list[tuple[str, bytes]]
@@ -170,9 +170,56 @@ def test_packing_into_a_finished_folder_says_so_and_another_source_is_refused(
     assert command.pack(str(source), tmp_path / "x") == 0
     assert command.pack(str(source), tmp_path / "x") == 0
     assert "holds packed data already: 12 images, 2 classes" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"holds data packed from 'x\.tar' already, not from 'digits'"):
+    with pytest.raises(JobError, match=r"holds data packed from 'x\.tar' already, not from 'digits'"):
         command.pack("digits", tmp_path / "x")
     assert open_index(tmp_path / "x").num_samples == 12
+
+
+def test_the_parts_of_a_data_set_are_no_classes(images: Files, tmp_path: Path, in_process: Command) -> None:
+    parts = [(f"{part}/{name}", content) for part in ("val", "train") for name, content in images]
+    root, out = unpacked(parts, tmp_path / "pics"), tmp_path / "out"
+    done = in_process("data", "pack", root, out)
+    assert done.returncode == 3
+    assert done.stderr == (
+        f"{root}: classes would be train, val: pack each by itself: orchestrator data pack {root}/train OUT-train, "
+        f"then orchestrator data pack {root}/val OUT-val --classes OUT-train\n"
+    )
+    with pytest.raises(DataError, match=r"x\.tar: classes would be train, val: unpack it and pack each by itself"):
+        pack(write_tar(tmp_path / "x.tar", parts), out)
+    assert not out.exists()
+    done = in_process("data", "pack", root / "train", out)
+    assert done.returncode == 0 and "; classes: a, b\n" in done.stdout
+    vehicles = unpacked([(name.replace("a/", "train/"), content) for name, content in images], tmp_path / "vehicles")
+    assert pack(vehicles, tmp_path / "kept").classes == ("b", "train")
+
+
+def test_packing_with_other_options_into_a_finished_folder_is_refused(
+    images: Files, tmp_path: Path, in_process: Command
+) -> None:
+    source, out = write_tar(tmp_path / "x.tar", images), tmp_path / "x"
+    other = pack(unpacked([(f"c{name}", data) for name, data in images], tmp_path / "y"), tmp_path / "other").folder
+    assert in_process("data", "pack", source, out, "--max-side", "8").returncode == 0
+    for flags in ([], ["--max-side", "8"], ["--jobs", "1"], ["--classes", out]):
+        assert in_process("data", "pack", source, out, *flags).returncode == 0
+    for flag, value, said in (
+        ("--max-side", "6", "--max-side 8, not 6"),
+        ("--quality", "50", "--quality not given, not 50"),
+        ("--shard-size", "1", "--shard-size not given, not 1"),
+        ("--classes", other, f"not with the classes of {other}"),
+    ):
+        done = in_process("data", "pack", source, out, flag, value)
+        assert done.returncode == 2
+        assert done.stderr == f"{out}: holds data packed already, {said}; remove it or choose another folder\n"
+
+
+@pytest.mark.parametrize("place", ["x", "deep/x"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, in_process: Command, place: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / place
+    done = in_process("data", "pack", "digits", out)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"OUT: must be a folder that can be written, got {out}: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

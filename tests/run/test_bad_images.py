@@ -33,3 +33,19 @@ def test_two_workers_leave_out_no_more_images_together_than_one_may(
         assert summary_of(tmp_path / "runs" / "budget")["skipped_samples"] == 2 * bad, "in each of two epochs"
     else:
         assert "4 images of this epoch cannot be decoded, data.bad_sample_budget allows 3:\n  key " in done.stderr
+
+
+def test_an_image_in_quarantine_that_is_evaluated_on_ends_a_run_before_its_first_step(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    images = [(f"{'ab'[i % 2]}/{i:02d}.png", BAD if i == 7 else encoded(noise(i, 8, 8))) for i in range(20)]
+    place = pack(write_tar(tmp_path / "x.tar", images), tmp_path / "set").folder
+    fixed = in_process("data", "verify", place, "--decode", "--fix")
+    assert fixed.returncode == EXIT_DONE
+    assert "Evaluation (data.val, data.test) leaves none out: pack those data again" in fixed.stdout
+    data = f"data={{train: {place}, val: {place}, image_size: 8}}"
+    done = in_process("run", tiny_job("tiny", JOB.replace("{train}", str(place))), "--set", data)
+    assert done.returncode == EXIT_DATA
+    assert f"data.val: {place}: 1 of its images are in quarantine.json (first: key 0000000" in done.stderr
+    assert "evaluation leaves none out: pack the data again without them" in done.stderr
+    assert not (tmp_path / "runs" / "tiny" / "events.jsonl").exists()

@@ -52,7 +52,10 @@ def test_what_the_job_states_of_its_data_is_held_against_the_index(sets: dict[st
 def test_data_of_other_classes_are_refused(sets: dict[str, str], tmp_path: Path, key: str) -> None:
     with pytest.raises(DataError) as caught:
         open_datasets(job(data(train=sets["ab"], **{key: sets["ac"]}), tmp_path))
-    expected = "its classes differ from those of data.train (2 against 2); pack both from the same folders"
+    expected = (
+        "its classes differ from those of data.train (2 against 2): 1 are missing (b), 1 are not in data.train (c); "
+        f"leave those out and pack it again with --classes {sets['ab']}"
+    )
     assert str(caught.value) == f"data.{key}: {expected}"
 
 

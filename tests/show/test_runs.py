@@ -187,3 +187,14 @@ def test_the_page_of_a_run_of_many_classes_names_the_pairs_confused_most(tmp_pat
     assert "the 2 pairs confused most" in text
     assert text.index("<td>c399</td><td>c0</td><td>13</td>") < text.index("<td>c3</td><td>c7</td><td>12</td>")
     assert len(text) < 50_000, "a cell for each pair of 1000 classes makes 200 MB"
+
+
+def test_a_page_that_cannot_be_written_is_told_with_another_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made(tmp_path, "one")
+    (run / "report.html").mkdir()
+    assert main(["report", str(run)]) == 2
+    said = f"{run / 'report.html'}: cannot be written: Is a directory; choose another place with --out\n"
+    assert capsys.readouterr().err == said
+    assert sorted(path.name for path in run.iterdir()) == ["job.yaml", "report.html"]
