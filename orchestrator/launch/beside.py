@@ -7,10 +7,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from orchestrator.errors import Interrupted
 from orchestrator.launch.signals import StopSignal
 from orchestrator.run import tracking
-from orchestrator.run.folder import RunFolder
+from orchestrator.run.folder import RunFolder, read_json
 from orchestrator.show.follow import Follower
+
+
+@contextmanager
+def interruptible(folder: RunFolder) -> Iterator[None]:
+    """Ctrl-C where no attempt is there to turn it into a wish to stop. Raises Interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not (read_json(folder.progress) or {}).get("step"):
+            raise Interrupted(
+                "interrupted before the first step; nothing is lost, the same command starts again"
+            ) from None
+        raise Interrupted("interrupted; what was saved is kept, the same command goes on from there") from None
 
 
 @contextmanager
@@ -41,7 +55,14 @@ def stoppable(folder: RunFolder, attempt: int, max_hours: float | None, say: Cal
         stop_file.touch()
         # Whoever asks to stop does not want another attempt.
         folder.notice_file(attempt).unlink(missing_ok=True)
-        say(f"{reason}: saving at the end of this step, then leaving (again: leave at once)")
+        progress = read_json(folder.progress) or {}
+        makes_steps = progress.get("attempt") == attempt and progress.get("steps_total")
+        then = (
+            "saving at the end of this step, then leaving"
+            if makes_steps
+            else "stopping as soon as the workers are there"
+        )
+        say(f"{reason}: {then} (again: leave at once)")
 
     timer = None
     if max_hours is not None:

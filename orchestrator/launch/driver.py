@@ -22,7 +22,7 @@ from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
 from orchestrator.job.show import counted
 from orchestrator.launch import local
-from orchestrator.launch.beside import followed, stoppable
+from orchestrator.launch.beside import followed, interruptible, stoppable
 from orchestrator.launch.conclude import conclude
 from orchestrator.launch.drive import Begun, Drive, Launch, Part
 from orchestrator.launch.elastic import elastic_of
@@ -36,7 +36,7 @@ from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded, refuse_quarantined
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.own_head import kept_objective, try_head
-from orchestrator.run.planning import backbone_line, plan_for, resolved, shapes_of
+from orchestrator.run.planning import backbone_line, own_cores, plan_for, resolved, shapes_of, sharing_note
 from orchestrator.run.start import StartClock
 from orchestrator.run.stored_run import StoredRun, fetch_run
 from orchestrator.run.superclasses import join_classes
@@ -82,7 +82,7 @@ def run_job(
         clock=StartClock(began),
     )
     _refuse_missing_gpu(job)
-    with Lease(drive.folder), stored or nullcontext():
+    with interruptible(drive.folder), Lease(drive.folder), stored or nullcontext():
         summary = _finished(drive) or _drive(drive)
     if summary_path is not None:
         write_json(summary_path, summary)
@@ -132,6 +132,9 @@ def _drive(drive: Drive) -> dict[str, Any]:
     join_classes(drive.values, datasets, folder)
     names = [shape.name for shape in shapes]
     drive.say(plan_table(plan.to_json(), names, job_name=job.name))
+    note = None if drive.launch else sharing_note(job.cluster.workers, own_cores(job))
+    if note:
+        drive.say(note)
     if backbone:
         drive.say(backbone)
     folder.append_event({"event": "plan", **plan.to_json(), "layer_names": names})
@@ -274,6 +277,7 @@ def _assignment(
         before_launch=drive.clock.seconds,
         launched=time.time(),
         phases=drive.part.phases,
+        cores=None if drive.launch else own_cores(job),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.errors import EXIT_DONE, JobError
 from orchestrator.job.load import SearchJob, job_from_values, load_any
 from orchestrator.job.schema import Job
-from orchestrator.run.planning import offline, plan_for
+from orchestrator.run.planning import offline, own_cores, plan_for, sharing_note
 from orchestrator.search.fit import trials_line
 from orchestrator.show.terminal import plan_table, scaling_table
 
@@ -57,6 +57,9 @@ def plan_command(
     print("Layers measured here." if costs else "Layers estimated from their shapes (--profile measures them).")
     if len(plans) == 1:
         print(plan_table(plans[0], [shape.name for shape in known.shapes], job_name=jobs[0].name))
+    note = sharing_note(max(job.cluster.workers for job in jobs), own_cores(jobs[0]))
+    if note:
+        print(note)
     if len(plans) > 1 or price_per_hour is not None:
         print(scaling_table(plans, job_name=jobs[0].name, price_per_hour=price_per_hour))
     return EXIT_DONE

@@ -89,7 +89,10 @@ class RaySession:
                 self._start_own(options)
         except Exception as error:  # Ray raises a bare Exception too, when its own processes start too slowly
             where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
-            raise OrchestratorError(f"{where} cannot be used: {error}") from error
+            raise OrchestratorError(f"{where} cannot be used: {error}{self._remedy(error)}") from error
+        except KeyboardInterrupt:
+            ray.shutdown()
+            raise
         return self
 
     def _start_own(self, options: dict[str, Any]) -> None:
@@ -105,6 +108,12 @@ class RaySession:
             # Its agents have 15 s to start, a number nobody can change (ray-project/ray#65983): on a machine that
             # is busy with something else the second try, with everything in the page cache, mostly succeeds.
             ray.init(address="local", **options)
+
+    def _remedy(self, error: Exception) -> str:
+        if not self.own or "timed out" not in str(error):
+            return ""
+        other = "" if self._cluster is None else ", or add --set cluster.launcher=process"
+        return f"\nThis machine is very busy: try again{other}. Nothing is lost."
 
     def __exit__(self, *exc: object) -> None:
         if not self._already:

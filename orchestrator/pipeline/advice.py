@@ -59,14 +59,20 @@ class Advice:
     text: str
 
 
-def advise(stages: Sequence[StageTime], batch: int, layer_names: Sequence[str]) -> Advice | None:
-    """Name the stage that holds the others up; None where they are even and have their data in time."""
+def advise(
+    stages: Sequence[StageTime], batch: int, layer_names: Sequence[str], cores: int | None = None
+) -> Advice | None:
+    """Name the stage that holds the others up; None where they are even and have their data in time.
+
+    More workers than `cores`, those of the only machine, are not advised.
+    """
+    full = cores is not None and sum(stage.replicas for stage in stages) >= cores
     starved = stages[0].fraction(stages[0].wait_input_s)
     if starved > _STARVED:
         return Advice(
             0,
             f"Stage 0 waits for images {100 * starved:.0f} % of the time: reading and decoding set the pace "
-            "(data.loader_threads, smaller images in the shards, a replica more of stage 0).",
+            f"(data.loader_threads, smaller images in the shards{'' if full else ', a replica more of stage 0'}).",
         )
     work = [stage.work_s for stage in stages]
     slow = max(range(len(stages)), key=work.__getitem__)
@@ -78,11 +84,11 @@ def advise(stages: Sequence[StageTime], batch: int, layer_names: Sequence[str]) 
     return Advice(
         slow,
         f"Stage {slow} ({names}) sets the pace: it works {100 * stages[slow].fraction(work[slow]):.0f} % of the time, "
-        f"the others {100 * sum(others) / len(others):.0f} %. {_remedy(stages, slow, batch, layer_names)}",
+        f"the others {100 * sum(others) / len(others):.0f} %. {_remedy(stages, slow, batch, layer_names, full)}",
     )
 
 
-def _remedy(stages: Sequence[StageTime], slow: int, batch: int, layer_names: Sequence[str]) -> str:
+def _remedy(stages: Sequence[StageTime], slow: int, batch: int, layer_names: Sequence[str], full: bool) -> str:
     """A layer to a neighbour, or else a replica more; with the rate that it would give."""
     now = stages[slow].work_s
     moves = [(_after_move(stages, slow, to), to) for to in (slow - 1, slow + 1) if 0 <= to < len(stages)]
@@ -95,6 +101,8 @@ def _remedy(stages: Sequence[StageTime], slow: int, batch: int, layer_names: Seq
             f"Move layer {layer} ({layer_names[layer]}) to stage {to} (cluster.layers: {counts}): "
             f"about {now / best:.2f}x the images/s."
         )
+    if full:
+        return "All cores of this machine have a worker: more workers need more machines."
     more = next((r for r in range(stages[slow].replicas + 1, batch + 1) if batch % r == 0), None)
     if more is None:
         return "A larger train.global_batch_size would let it have replicas."

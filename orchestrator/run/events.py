@@ -96,10 +96,12 @@ def final(step: int, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def stages(step: int, times: Sequence[StageTime], batch: int, layer_names: Sequence[str]) -> dict[str, Any]:
+def stages(
+    step: int, times: Sequence[StageTime], batch: int, layer_names: Sequence[str], cores: int | None = None
+) -> dict[str, Any]:
     """What the stages of an attempt did with their time, the slow one and its remedy."""
     # In a run of seconds the start weighs more than what comes after it.
-    advice = advise(times, batch, layer_names) if times[0].wall_s > _TELLING_S else None
+    advice = advise(times, batch, layer_names, cores) if times[0].wall_s > _TELLING_S else None
     return {
         "event": "stages",
         "step": step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fcntl
 import json
 import os
@@ -169,12 +170,31 @@ class RunFolder:
         raise OrchestratorError(f"{self.path}: cannot be renamed: too many replaced folders beside it")
 
 
+# How many runs a message names.
+_NAMED = 8
+
+
 def existing_run(path: Path) -> RunFolder:
     """The run in the folder `path`. Raises CheckpointError when it is none."""
     folder = RunFolder(path)
-    if not folder.job.is_file():
+    if folder.job.is_file():
+        return folder
+    if path.exists():
         raise CheckpointError(f"{path}: not a run folder (no job.yaml in it); give RUNS/NAME")
-    return folder
+    raise CheckpointError(f"{path}: there is no such folder; {_runs_there(path)}")
+
+
+def _runs_there(missing: Path) -> str:
+    """What there is in the place of a run that is not."""
+    place = missing.parent
+    names = sorted(job.parent.name for job in place.glob("*/job.yaml"))
+    if not names:
+        return f"there are no runs in {place}"
+    near = difflib.get_close_matches(missing.name, names, n=1)
+    if near:
+        return f"did you mean {place / near[0]}?"
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"runs in {place}: {', '.join(names[:_NAMED])}{more}"
 
 
 class Lease:

@@ -349,7 +349,7 @@ class Loop:
             self.folder.append_event(events.final(total, val))
         if self.stage_times:
             batch, names = self.assignment.job["train"]["global_batch_size"], self.assignment.layer_names
-            self.folder.append_event(events.stages(total, self.stage_times, batch, names))
+            self.folder.append_event(events.stages(total, self.stage_times, batch, names, self.assignment.cores))
         write_json(self.folder.summary, summary)
 
     def _leave(self, status: str) -> str:

@@ -5,6 +5,7 @@ No torch, except for a backbone, whose shapes its own library has to tell.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from orchestrator.job.network import (
 )
 from orchestrator.job.paths import is_remote
 from orchestrator.job.schema import Cluster, Expect, Job
+from orchestrator.job.show import counted
 from orchestrator.pipeline.cost import CPU_CORE, GPU, LayerCost, Target
 from orchestrator.pipeline.plan import Plan, make_plan
 
@@ -144,3 +146,17 @@ def offline(job: Job) -> Planned:
         )
     job = resolved(job)
     return Planned(job, shapes_of(job, classes), samples, classes)
+
+
+def own_cores(job: Job) -> int | None:
+    """Cores of this machine where it alone will compute for the job; None for a cluster, or on GPUs."""
+    elsewhere = job.cluster.launcher == "ray" and "RAY_ADDRESS" in os.environ
+    return None if elsewhere or job.cluster.use_gpu else os.cpu_count()
+
+
+def sharing_note(workers: int, cores: int | None) -> str | None:
+    """A line on workers that are more than the cores of the one machine."""
+    if cores is None or workers <= cores:
+        return None
+    shared = counted(cores, "core")
+    return f"note: {workers} workers share {shared} of this machine; the prediction assumes a core for each"

@@ -74,6 +74,8 @@ class Assignment:
     launched: float = 0.0
     # The driver makes the MLflow run meanwhile, and writes down in the run folder which it is.
     run_id_follows: bool = False
+    # Cores of the one machine that all workers share; None where there may be more machines.
+    cores: int | None = None
 
 
 def work(assignment: Assignment, context: Context, device: torch.device) -> str:

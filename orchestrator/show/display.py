@@ -129,8 +129,9 @@ def bars(snapshot: Snapshot, *, most: int) -> RenderableType:
     whole = Table.grid(padding=(0, 2))
     facts = [f"step {snapshot.step}/{snapshot.steps_total}", snapshot.phase]
     facts += [] if snapshot.images_per_second is None else [f"{snapshot.images_per_second:.0f} images/s"]
-    facts += [snapshot.best] if snapshot.best else []
+    # A narrow terminal cuts the end off, and the accuracy stands in the lines above.
     facts += [_left(snapshot).strip()] if _left(snapshot) else []
+    facts += [snapshot.best] if snapshot.best else []
     done = ProgressBar(total=snapshot.steps_total, completed=snapshot.step, width=_BAR)
     whole.add_row(done, Text("  ".join(facts), no_wrap=True, overflow="ellipsis"))
     stages = Table.grid(padding=(0, 2))

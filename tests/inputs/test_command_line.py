@@ -143,6 +143,32 @@ def test_what_is_no_run_is_refused_by_every_command_in_the_same_words(
     assert capsys.readouterr().err == "jobs: not a run folder (no job.yaml in it); give RUNS/NAME\n"
 
 
+@pytest.mark.parametrize("command", [["predict", "{}", "a.png"], ["report", "{}"], ["runs", "show", "{}"]])
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        ([], "there are no runs in runs"),
+        (["quickstart", "mnist"], "did you mean runs/quickstart?"),
+        (["mnist", "cifar10"], "runs in runs: cifar10, mnist"),
+        ([f"mnist-{i}" for i in range(9)], f"runs in runs: {', '.join(f'mnist-{i}' for i in range(8))} and 1 more"),
+    ],
+)
+def test_a_run_that_is_not_there_is_said_with_those_that_are(
+    command: list[str],
+    there: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in there:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "job.yaml").touch()
+    assert main([word.format("runs/quickstrat") for word in command]) == 4
+    assert capsys.readouterr().err == f"runs/quickstrat: there is no such folder; {says}\n"
+
+
 def test_a_bad_job_ends_with_its_message_alone_and_exit_code_2(orchestrator: Command) -> None:
     result = orchestrator("run", "jobs/quickstart.yaml", "--set", "train.lr=-1")
     assert result.returncode == 2

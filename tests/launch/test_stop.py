@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.launch.beside import stoppable
-from orchestrator.run.folder import RunFolder
+from orchestrator.errors import Interrupted
+from orchestrator.launch.beside import interruptible, stoppable
+from orchestrator.run.folder import RunFolder, write_json
 from tests.stores import wait_until
 
 
@@ -19,6 +20,7 @@ def test_a_signal_asks_the_workers_to_save_and_leave(tmp_path: Path, number: sig
     said: list[str] = []
     before = signal.getsignal(number)
     folder = RunFolder(tmp_path)
+    write_json(folder.progress, {"attempt": 2, "step": 5, "steps_total": 54})
     with stoppable(folder, 2, None, said.append):
         assert not folder.stop_file(2).exists()
         os.kill(os.getpid(), number)
@@ -26,6 +28,33 @@ def test_a_signal_asks_the_workers_to_save_and_leave(tmp_path: Path, number: sig
     assert said == [f"{number.name}: saving at the end of this step, then leaving (again: leave at once)"]
     assert not folder.stop_file(2).exists(), "it does not stop the next attempt"
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("progress", [None, {"attempt": 1, "steps_total": 54}, {"attempt": 2, "steps_total": 0}])
+def test_a_signal_while_the_workers_start_promises_no_step(tmp_path: Path, progress: dict[str, int] | None) -> None:
+    said: list[str] = []
+    folder = RunFolder(tmp_path)
+    if progress is not None:
+        write_json(folder.progress, {**progress, "step": 0})
+    with stoppable(folder, 2, None, said.append):
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(folder.stop_file(2).exists)
+    assert said == ["SIGINT: stopping as soon as the workers are there (again: leave at once)"]
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (None, "interrupted before the first step; nothing is lost, the same command starts again"),
+        (7, "interrupted; what was saved is kept, the same command goes on from there"),
+    ],
+)
+def test_ctrl_c_outside_an_attempt_is_an_interrupted_run(tmp_path: Path, step: int | None, says: str) -> None:
+    folder = RunFolder(tmp_path)
+    if step is not None:
+        write_json(folder.progress, {"attempt": 1, "step": step, "steps_total": 54})
+    with pytest.raises(Interrupted, match=says), interruptible(folder):
+        raise KeyboardInterrupt
 
 
 def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
@@ -49,7 +78,7 @@ def test_when_max_hours_are_over_the_workers_are_asked_to_save_and_leave(tmp_pat
     with stoppable(folder, 1, 0.5 / 3600, said.append):
         wait_until(folder.stop_file(1).exists)
         assert time.monotonic() - began >= 0.5
-    assert said[0].startswith("train.max_hours is over: saving")
+    assert said[0].startswith("train.max_hours is over: stopping as soon as")
 
 
 def test_a_run_that_ends_before_max_hours_leaves_no_timer_behind(tmp_path: Path) -> None:

@@ -70,3 +70,12 @@ def test_data_that_come_too_late_are_named_before_any_stage(stages: int) -> None
     found = advice(*both[:stages])
     assert found.stage == 0
     assert found.text.startswith("Stage 0 waits for images 60 % of the time: reading and decoding set the pace")
+
+
+def test_more_workers_than_cores_of_the_one_machine_are_not_advised() -> None:
+    slow = [stage((0, 1), (10.0, 20.0)), stage((2, 2), (96.0,))]
+    full, room = advise(slow, 9, NAMES, 2), advise(slow, 9, NAMES, 3)
+    assert full is not None and full.text.endswith("a worker: more workers need more machines.")
+    assert room is not None and "Give it 3 replicas" in room.text
+    starved = advise([stage((0, 3), (20.0,), images=50.0)], 9, NAMES, 1)
+    assert starved is not None and "replica" not in starved.text

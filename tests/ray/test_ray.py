@@ -119,9 +119,32 @@ def test_a_ray_that_does_not_start_is_tried_twice_and_then_told_in_one_message(
     if failures == 1:
         assert session.__enter__().own
     else:
-        with pytest.raises(OrchestratorError, match=r"^a local Ray cannot be used: The current node timed out"):
+        with pytest.raises(OrchestratorError, match=r"^a local Ray cannot be used: The current node timed out") as told:
             session.__enter__()
+        assert str(told.value).endswith(
+            "This machine is very busy: try again, or add --set cluster.launcher=process. Nothing is lost."
+        )
     assert [(options["address"], options["num_cpus"]) for options in calls] == [("local", 64)] * 2
+
+
+def test_ctrl_c_while_ray_starts_is_one_line_and_leaves_no_process_behind(
+    tiny_job: Callable[..., Path],
+) -> None:
+    job = ("run", tiny_job(), "--set", "cluster.launcher=ray", "--set", "cluster.workers=2")
+    with started(*job) as process, Descendants(process.pid) as descendants:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith("Starting Ray on this machine"):
+            assert process.poll() is None
+        until = time.monotonic() + 60
+        while descendants.count("") < 2 and time.monotonic() < until:  # its first process is there
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (
+        75,
+        "interrupted before the first step; nothing is lost, the same command starts again\n",
+    )
+    assert descendants.left() == []
 
 
 @pytest.mark.slow

@@ -51,10 +51,11 @@ def drawn(snapshot: Snapshot, *, most: int = 9, width: int = 120) -> list[str]:
 
 def test_bars_say_how_far_how_fast_how_good_how_long_and_what_each_stage_does() -> None:
     assert drawn(NOW) == [
-        "step 540/2700 train 2159 images/s val 91.00 %, best layer 1 93.56 % 42 s left",
+        "step 540/2700 train 2159 images/s 42 s left val 91.00 %, best layer 1 93.56 %",
         "stage 0 conv0 .. conv1 50 % busy, waits 38 % for input, 12 % for output",
         "stage 1 conv2 x2 25 % busy, waits 70 % for input, 5 % for its replicas",
     ]
+    assert "2159 images/s 42 s left" in drawn(NOW, width=80)[0], "a narrow terminal cuts off the accuracy"
     assert drawn(Snapshot(0, 2700, "train")) == ["step 0/2700 train"], "nothing of what is not known yet"
 
 

@@ -78,7 +78,8 @@ def test_bars_show_this_attempt_and_nothing_that_an_earlier_one_left(
     write_json(folder.stage_file(1), {"attempt": 1, **SHARES})
     write_json(folder.progress, {"attempt": 2, "step": 30, "steps_total": 54, "phase": "evaluate"})
     shown = followed(folder, Terminal(), [START, EPOCH])
-    assert "step 30/54  evaluate  val 91.00 %, best layer 1 93.56 %" in shown
+    assert "step 30/54  evaluate  " in shown
+    assert " left  val 91.00 %, best layer 1 93.56 %" in shown
     assert "stage 0  conv0 .. conv1" in shown
     assert "50 % busy, waits 50 % for input" in shown
     assert "stage 1" not in shown, "that file is of the attempt before"
