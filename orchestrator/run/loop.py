@@ -94,7 +94,8 @@ class Loop:
         if self._leads:
             samples = len(self.datasets.train.subset)
             loader = None if feed is None else feed.loader
-            self.folder.append_event(events.start(self.assignment.attempt, start, self.schedule, samples, loader))
+            event = events.start(self.assignment.attempt, start, self.schedule, samples, loader)
+            self.folder.append_event({**event, "machine_full": self.assignment.full})
         self.start.mark("network")
         self.window = time.perf_counter()
         stop = False

@@ -77,6 +77,11 @@ class Assignment:
     # Cores of the one machine that all workers share; None where there may be more machines.
     cores: int | None = None
 
+    @property
+    def full(self) -> bool:
+        """Whether every core of the one machine has a worker."""
+        return self.cores is not None and sum(self.replicas) >= self.cores
+
 
 def work(assignment: Assignment, context: Context, device: torch.device) -> str:
     """Run one attempt on this worker. Every failure is written down first; the outcome too."""

@@ -35,10 +35,13 @@ def pace(events: Sequence[Event]) -> str | None:
             f"{waiting}. Larger batches, fewer stages, or workers nearer to one another."
         )
     stage = f"stage {slowest} computes" if len(busy) > 1 else "training computes"
-    return (
-        f"Bound by computing: {stage} {_percent(busy[slowest])} of the time, {waiting}. More workers make it faster: "
-        "orchestrator plan JOB --workers N."
+    full = bool(starts) and events[starts[-1]].get("machine_full")
+    remedy = (
+        "Every core of this machine has a worker: more machines make it faster, more workers here do not."
+        if full
+        else "More workers make it faster: orchestrator plan JOB --workers N."
     )
+    return f"Bound by computing: {stage} {_percent(busy[slowest])} of the time, {waiting}. {remedy}"
 
 
 def _by_data(wait: float, last: Event) -> str:

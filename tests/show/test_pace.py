@@ -49,6 +49,13 @@ def test_only_the_settled_epochs_of_the_last_attempt_count() -> None:
     assert str(pace([START, computing, START, waiting])).startswith("Bound by data")
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_more_workers_are_not_advised_where_every_core_of_the_machine_has_one(full: bool) -> None:
+    said = str(pace([{**START, "machine_full": full}, epoch(0.0, 0.9)]))
+    assert ("More workers make it faster" in said) != full
+    assert ("more machines make it faster" in said) == full
+
+
 def test_nothing_is_said_before_an_epoch_has_ended() -> None:
     assert pace([]) is None
     assert pace([START, epoch(0.1, 0.9), START]) is None
