@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from functools import cached_property
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from orchestrator.data.parallel import end_with_parent
 from orchestrator.data.stream import Batch, Source, Task, timed
 from orchestrator.errors import DataError
 
@@ -30,7 +32,9 @@ class _Made(Dataset[Any]):
             return error
 
 
-def _one_thread(worker: int) -> None:
+def _begin(worker: int) -> None:
+    # torch's own watch lets a process wait for ever that has more to hand over than a dead trainer takes.
+    end_with_parent()
     torch.set_num_threads(1)
 
 
@@ -42,18 +46,22 @@ def in_processes(
     make_source: Callable[[], Source], tasks: Iterator[Task], processes: int, prefetch: int
 ) -> Generator[Batch, None, None]:
     """The batches of `tasks` in their order, up to `prefetch` of them being made ahead; the processes end with it."""
-    loader = DataLoader(
-        _Made(make_source),
-        sampler=cast(Any, tasks),
-        batch_size=None,
-        num_workers=processes,
-        prefetch_factor=max(1, -(-prefetch // processes)),
-        collate_fn=_as_it_is,
-        worker_init_fn=_one_thread,
-        # Not fork: the process that trains has threads.
-        multiprocessing_context="spawn",
-    )
-    for batch in loader:
+    with warnings.catch_warnings():
+        # How many processes is the job's affair, though there be fewer cores.
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        loader = DataLoader(
+            _Made(make_source),
+            sampler=cast(Any, tasks),
+            batch_size=None,
+            num_workers=processes,
+            prefetch_factor=max(1, -(-prefetch // processes)),
+            collate_fn=_as_it_is,
+            worker_init_fn=_begin,
+            # Not fork: the process that trains has threads.
+            multiprocessing_context="spawn",
+        )
+        batches = iter(loader)
+    for batch in batches:
         if isinstance(batch, DataError):
             raise batch
         yield batch
