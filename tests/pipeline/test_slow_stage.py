@@ -76,7 +76,7 @@ def test_a_slow_stage_holds_memory_flat_before_it_and_is_named(transport: str) -
     ahead = [sum(end < moment for end in first["done"]) - n for n, moment in enumerate(slow["done"])]
     assert max(ahead) <= 2 * SLOTS + 1, "buffers of both ends, and the step in work"
     grown = first["peaks"][-1] - first["peaks"][STEPS // 2]
-    assert grown < 2 * MESSAGE_BYTES, "half of the steps are 20 messages"
+    assert grown < 4 * MESSAGE_BYTES, "half of the steps are 20 messages"
     times = stage_times(parts, [(i, i) for i in range(STAGES)])
     assert times[0].fraction(times[0].wait_output_s) > 0.5, "it waits for a free buffer"
     assert times[2].fraction(times[2].wait_input_s) > 0.5
