@@ -19,7 +19,8 @@ from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.run.events import stage_times
 from tests.pipeline.ranks import run_ranks
 
-STAGES, SLOW, BATCH, STEPS = 3, 1, 16, 40
+# Messages of 2 MB: the noise of the allocator is 1.
+STAGES, SLOW, BATCH, STEPS = 3, 1, 64, 40
 OPTIONS = VggOptions(widths=(8, 8, 8))
 MAP = (8, 32, 32)
 MESSAGE_BYTES = 4 * BATCH * 8 * 32 * 32
@@ -76,7 +77,7 @@ def test_a_slow_stage_holds_memory_flat_before_it_and_is_named(transport: str) -
     ahead = [sum(end < moment for end in first["done"]) - n for n, moment in enumerate(slow["done"])]
     assert max(ahead) <= 2 * SLOTS + 1, "buffers of both ends, and the step in work"
     grown = first["peaks"][-1] - first["peaks"][STEPS // 2]
-    assert grown < 4 * MESSAGE_BYTES, "half of the steps are 20 messages"
+    assert grown < 2 * MESSAGE_BYTES, "half of the steps are 20 messages"
     times = stage_times(parts, [(i, i) for i in range(STAGES)])
     assert times[0].fraction(times[0].wait_output_s) > 0.5, "it waits for a free buffer"
     assert times[2].fraction(times[2].wait_input_s) > 0.5
