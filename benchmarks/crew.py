@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from orchestrator.launch.local import _free_port
+from orchestrator.launch.workers.local import _free_port
 from orchestrator.run.device import keep_freed_memory
 
 # Said of the benchmark's own module, which these processes have twice: imported, and as the program that was started.

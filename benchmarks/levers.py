@@ -140,7 +140,7 @@ def levers_table(found: Mapping[str, list[dict[str, Any]]], localities: Mapping[
 
 def prototypes(run: Path) -> float:
     """Prototypes per class and layer that an adaptive run ended with."""
-    from orchestrator.run.trained import trained_run
+    from orchestrator.run.inference.trained import trained_run
 
     heads: list[Any] = [layer.head for layer in trained_run(run).layers()]
     return statistics.fmean(float(head.active_CM.sum(dim=1).double().mean()) for head in heads)

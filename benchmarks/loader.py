@@ -47,7 +47,7 @@ LIMIT_S = 600
 
 def make_data(tar: Path, folder: Path, copies: int) -> int:
     """A folder of images, `copies` of each, and the shards of it; returns the number of images."""
-    from orchestrator.data.pack import pack
+    from orchestrator.data.packing.pack import pack
 
     count = 0
     with tarfile.open(tar) as opened:

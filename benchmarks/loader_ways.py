@@ -46,8 +46,8 @@ class FromBytes:
 
 def source_of(folder: Path, size: int) -> Any:
     """This project's images of a folder of shards."""
-    from orchestrator.data.image_source import ImageSource
     from orchestrator.data.index import open_index
+    from orchestrator.data.loading.image_source import ImageSource
 
     augment: dict[str, Any] = {"flip": True} | ({"resized_crop": [0.08, 1.0]} if size > 64 else {})
     return ImageSource(open_index(folder / "shards"), image_size=size, channels=3, augment=augment)
@@ -59,8 +59,8 @@ def ours(folder: Path, size: int, *, processes: int = 0, normalised: bool = Fals
     import torch
 
     from orchestrator.data.index import open_index
-    from orchestrator.data.processes import in_processes
-    from orchestrator.data.stream import TrainStream
+    from orchestrator.data.loading.processes import in_processes
+    from orchestrator.data.loading.stream import TrainStream
     from orchestrator.run.datasets import Normalise
 
     torch.set_num_threads(1)

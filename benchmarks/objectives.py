@@ -60,7 +60,7 @@ def job(name: str, folder: Path, train: Path, test: Path, epochs: int) -> Job:
 
 def packed(source: str, folder: Path) -> Path:
     """The shards of a data set, packed where they are not yet."""
-    from orchestrator.data.pack import pack
+    from orchestrator.data.packing.pack import pack
 
     if (Path(source) / "index.json").exists():
         return Path(source)
@@ -72,7 +72,7 @@ def packed(source: str, folder: Path) -> Path:
 def trained(job: Job) -> tuple[dict[str, Any], GreedyNetwork]:
     """The summary of a run, and its network."""
     from orchestrator.launch.driver import run_job
-    from orchestrator.run.trained import trained_run
+    from orchestrator.run.inference.trained import trained_run
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         summary = run_job(job, say=lambda line: None)

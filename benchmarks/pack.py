@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.common import publish, spread
 from orchestrator.data.index import open_index
-from orchestrator.data.pack import pack
+from orchestrator.data.packing.pack import pack
 from orchestrator.data.parallel import cores
 from orchestrator.data.verify import problems
 

@@ -109,7 +109,7 @@ def make_shards(folder: Path, images: int) -> int:
     import numpy as np
     from PIL import Image
 
-    from orchestrator.data.pack import pack
+    from orchestrator.data.packing.pack import pack
 
     random = np.random.default_rng(0)
     source = folder / "source.tar"

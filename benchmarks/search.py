@@ -19,8 +19,8 @@ from typing import Any
 from benchmarks.common import publish, spread
 from orchestrator.job.load import load_any
 from orchestrator.job.search import SearchJob
-from orchestrator.launch.search import run_search
-from orchestrator.launch.trial import run_trials_here
+from orchestrator.launch.searches.search import run_search
+from orchestrator.launch.searches.trial import run_trials_here
 from orchestrator.run.folder import read_json
 
 SEARCH = """\

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import publish, spread
-from orchestrator.launch.local import _free_port
+from orchestrator.launch.workers.local import _free_port
 
 ROOT = Path(__file__).parent.parent
 STEPS = 3

@@ -25,8 +25,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import interval, publish, spread
-from orchestrator.run import tracking
 from orchestrator.run.folder import RunFolder
+from orchestrator.run.records import tracking
 from tests.faults.soak import Server
 
 JOB = """\

@@ -64,7 +64,7 @@ def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 def pack_classes(archive: Path, folder: Path, name: str) -> None:
     """Pack the first 12 classes of an archive and the others into shards of their own."""
-    from orchestrator.data.pack import pack
+    from orchestrator.data.packing.pack import pack
 
     with tarfile.open(archive) as tar, tempfile.TemporaryDirectory(dir=folder) as scratch:
         files = [m for m in tar.getmembers() if m.isfile()]
@@ -109,7 +109,7 @@ def run(values: dict[str, Any]) -> dict[str, Any]:
 
 def pretrain(folder: Path, threads: int) -> tuple[Path, dict[str, Any]]:
     """The trunk's weights, learned from the 12 classes, and the summary of the run."""
-    from orchestrator.run.export import export_run
+    from orchestrator.run.inference.export import export_run
 
     change = {
         "data": {

@@ -12,8 +12,8 @@ from pathlib import Path
 from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
 from orchestrator.examples import add_examples
-from orchestrator.show import run_arguments
-from orchestrator.show.run_arguments import run_here, whole_number
+from orchestrator.show.listings import run_arguments
+from orchestrator.show.listings.run_arguments import run_here, whole_number
 from orchestrator.storage import result_file
 
 
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from orchestrator.run.start import process_began
+    from orchestrator.run.records.start import process_began
 
     began = process_began()
     from orchestrator.launch.command import run_command
@@ -218,7 +218,7 @@ def _price(text: str | None) -> float | None:
 
 def _submit(arguments: argparse.Namespace) -> int:
     if arguments.to == "ray":
-        from orchestrator.launch.submit import submit_command
+        from orchestrator.launch.clusters.submit import submit_command
 
         if arguments.site is not None:
             raise JobError("--site: only with --to kuberay or slurm; a running Ray cluster says itself what it has")
@@ -238,10 +238,10 @@ def _submit(arguments: argparse.Namespace) -> int:
     job = load_any(arguments.job, arguments.overrides)
     how = {"resume": arguments.resume, "dry_run": arguments.dry_run}
     if arguments.to == "kuberay":
-        from orchestrator.launch.kuberay import submit_to_kuberay
+        from orchestrator.launch.clusters.kuberay import submit_to_kuberay
 
         return submit_to_kuberay(job, site, **how)
-    from orchestrator.launch.slurm import submit_to_slurm
+    from orchestrator.launch.clusters.slurm import submit_to_slurm
 
     return submit_to_slurm(job, site, arguments.job, arguments.overrides, **how)
 
@@ -258,8 +258,8 @@ def _data(arguments: argparse.Namespace) -> int:
         share = ray_pack.results_on_ray
     code = arguments_of_data.call(arguments, share)
     if arguments.action == "stats" and arguments.html is not None:
-        from orchestrator.data.remote_index import open_data
-        from orchestrator.show.data_page import write_page
+        from orchestrator.data.stores.remote_index import open_data
+        from orchestrator.show.pages.data_page import write_page
 
         write_page(open_data(arguments.out), arguments.html)
         print(f"Page: {arguments.html}")
@@ -287,7 +287,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from orchestrator.run.export import export_run
+    from orchestrator.run.inference.export import export_run
 
     _silence()
     done = export_run(run_here(arguments.run), arguments.format, arguments.out, replace=arguments.force)
@@ -310,7 +310,7 @@ def _silence() -> None:
 
 def _report(arguments: argparse.Namespace) -> int:
     from orchestrator.run.folder import existing_run
-    from orchestrator.show.report import write_report
+    from orchestrator.show.pages.report import write_report
 
     found = [run_here(run, weights=False) for run in arguments.runs]
     for run in found:

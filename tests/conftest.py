@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.data.run_store import RunStore
+from orchestrator.data.stores.run_store import RunStore
 from tests.stores import BUCKET, Bucket, Door, door
 
 # A shell gives its background jobs an ignored Ctrl-C, which they would hand on to what the tests start and interrupt.

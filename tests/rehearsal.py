@@ -27,7 +27,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.pack import pack
+from orchestrator.data.packing.pack import pack
 from tests.conftest import ROOT, environment
 from tests.faults.soak import Failed, Server
 from tests.postgres import Postgres

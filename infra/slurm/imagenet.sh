@@ -43,7 +43,7 @@ resources=(--num-cpus=96 --num-gpus=8)
 ray start --head --block --port="$port" --include-dashboard=false --temp-dir="/tmp/ray-$SLURM_JOB_ID" \
     "${resources[@]}" > "$folder/head.log" 2>&1 &
 # A node that joins before the head listens gives up.
-RAY_ADDRESS="127.0.0.1:$port" python -m orchestrator.launch.wait 1 "$!" > "$folder/address" ||
+RAY_ADDRESS="127.0.0.1:$port" python -m orchestrator.launch.clusters.wait 1 "$!" > "$folder/address" ||
     { cat "$folder/head.log"; exit 1; }
 RAY_ADDRESS="$(cat "$folder/address"):$port"
 export RAY_ADDRESS
@@ -51,7 +51,7 @@ if [ "${#nodes[@]}" -gt 1 ]; then
     others=$((${#nodes[@]} - 1))
     srun --nodes="$others" --ntasks="$others" --ntasks-per-node=1 --exclude="$head" \
         ray start --block --address="$RAY_ADDRESS" "${resources[@]}" > "$folder/others.log" 2>&1 &
-    python -m orchestrator.launch.wait "${#nodes[@]}" "$!" > "$folder/address" ||
+    python -m orchestrator.launch.clusters.wait "${#nodes[@]}" "$!" > "$folder/address" ||
         { cat "$folder/others.log"; exit 1; }
 fi
 

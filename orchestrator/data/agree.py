@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data.index import Index, open_index
-from orchestrator.data.labels import some
+from orchestrator.data.packing.labels import some
 from orchestrator.errors import DataError
 from orchestrator.job import paths
 

@@ -11,7 +11,7 @@ from orchestrator.job import paths
 from orchestrator.storage import result_file
 
 if TYPE_CHECKING:
-    from orchestrator.data.pack import Share
+    from orchestrator.data.packing.pack import Share
 
 
 def add_to(actions: Any) -> None:
@@ -77,7 +77,7 @@ def _add_jobs(action: argparse.ArgumentParser) -> None:
 def call(arguments: argparse.Namespace, share: Share | None = None) -> int:
     """Carry out the action; returns the exit code. With `share` shards are written elsewhere."""
     from orchestrator.data import command
-    from orchestrator.data.labels import Labelling
+    from orchestrator.data.packing.labels import Labelling
 
     if arguments.action == "pack":
         return _pack(arguments, share)
@@ -92,8 +92,8 @@ def call(arguments: argparse.Namespace, share: Share | None = None) -> int:
 
 def _pack(arguments: argparse.Namespace, share: Share | None) -> int:
     from orchestrator.data import command
-    from orchestrator.data.labels import Labelling
-    from orchestrator.data.reencode import Encoding
+    from orchestrator.data.packing.labels import Labelling
+    from orchestrator.data.packing.reencode import Encoding
 
     source, out = arguments.source, arguments.out
     if share is not None:  # other processes may have another working folder

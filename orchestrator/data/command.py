@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data.describe import describe
-from orchestrator.data.in_place import index_in_place
 from orchestrator.data.index import Index, open_index
-from orchestrator.data.labels import Labelling, some
-from orchestrator.data.pack import SHARD_BYTES, Share, stated_options
-from orchestrator.data.pack import pack as pack_shards
+from orchestrator.data.packing.in_place import index_in_place
+from orchestrator.data.packing.labels import Labelling, some
+from orchestrator.data.packing.pack import SHARD_BYTES, Share, stated_options
+from orchestrator.data.packing.pack import pack as pack_shards
+from orchestrator.data.packing.reencode import Encoding
+from orchestrator.data.packing.upload import pack_into_store
 from orchestrator.data.parallel import worth
 from orchestrator.data.quarantine import FILE, read_reasons, write_quarantine
-from orchestrator.data.reencode import Encoding
-from orchestrator.data.remote_index import open_data
-from orchestrator.data.upload import pack_into_store
+from orchestrator.data.stores.remote_index import open_data
 from orchestrator.data.verify import left_out, problems
 from orchestrator.errors import EXIT_DONE, DataError, Interrupted, JobError
 from orchestrator.job import paths

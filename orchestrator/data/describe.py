@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hff.randomness import derive_seed
-from orchestrator.data.decode import BadImage, decode, suffix_of
+from orchestrator.data.images.decode import BadImage, decode, suffix_of
 from orchestrator.data.index import SUFFIXES, Index
 from orchestrator.data.reader import ShardReader
 

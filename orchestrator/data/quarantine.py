@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from orchestrator.data.decode import Fault
+from orchestrator.data.images.decode import Fault
 from orchestrator.data.index import Index
 from orchestrator.errors import DataError
 from orchestrator.storage import write_atomically

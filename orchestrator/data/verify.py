@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.data.decode import BadImage, decode
+from orchestrator.data.images.decode import BadImage, decode
 from orchestrator.data.index import SUFFIXES, Index, ShardStore, file_sha256
+from orchestrator.data.packing.scan import Found, scan, table
 from orchestrator.data.parallel import results
 from orchestrator.data.reader import ShardReader
-from orchestrator.data.scan import Found, scan, table
 from orchestrator.errors import DataError
 
 Progress = Callable[[int, int], None]

@@ -9,8 +9,8 @@ from typing import TextIO
 
 from orchestrator.errors import Interrupted
 from orchestrator.launch.signals import StopSignal
-from orchestrator.run import tracking
 from orchestrator.run.folder import RunFolder, read_json
+from orchestrator.run.records import tracking
 from orchestrator.show.follow import Follower
 
 

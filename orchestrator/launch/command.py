@@ -15,7 +15,7 @@ from orchestrator.job.load import Job, load_any, load_job, locate
 from orchestrator.job.search import SearchJob
 from orchestrator.job.show import counted
 from orchestrator.run.folder import write_json
-from orchestrator.run.start import without_collector
+from orchestrator.run.records.start import without_collector
 
 
 def run_command(
@@ -32,7 +32,7 @@ def run_command(
     # Libraries warn about their own affairs; the user of a job sees our words only.
     warnings.simplefilter("ignore")
     with without_collector():
-        from orchestrator.launch.local import torchrun_rank
+        from orchestrator.launch.workers.local import torchrun_rank
 
     if isinstance(job, SearchJob) and seeds is not None:
         raise JobError("--seeds: not with kind search; make train.seed a path of its space or search once per seed")
@@ -67,7 +67,7 @@ def run_loaded(
     origin = _origin(job_path)
     with placed(job_path, overrides, within="base." if isinstance(job, SearchJob) else ""):
         if isinstance(job, SearchJob):
-            from orchestrator.launch.search import run_search
+            from orchestrator.launch.searches.search import run_search
 
             return run_search(job, resume=resume, summary_path=summary_path, origin=origin)
         return _run_with_controls(job, resume=resume, summary_path=summary_path, origin=origin, began=began)
@@ -102,7 +102,7 @@ def _run_under_torchrun(
     job: Job | SearchJob, seeds: Sequence[int] | None, *, resume: str, summary_path: Path | None, origin: Path
 ) -> None:
     from orchestrator.launch.controls import wanted_controls
-    from orchestrator.launch.torchrun import run_under_torchrun
+    from orchestrator.launch.workers.torchrun import run_under_torchrun
 
     if isinstance(job, SearchJob):
         raise JobError("kind: search places its own workers; run it without torchrun")
@@ -164,9 +164,9 @@ def eval_command(
     `with_exits` adds what is saved when sure samples leave early, `with_probes` what each layer knows.
     """
     warnings.simplefilter("ignore")
-    from orchestrator.run.early_exit import early_exit
-    from orchestrator.run.evaluate_run import evaluate_run
-    from orchestrator.run.probe import probe, track
+    from orchestrator.run.inference.early_exit import early_exit
+    from orchestrator.run.inference.evaluate_run import evaluate_run
+    from orchestrator.run.inference.probe import probe, track
     from orchestrator.show.exits import exits_table
     from orchestrator.show.probes import probes_table
     from orchestrator.show.terminal import percent

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.launch.drive import Drive
-from orchestrator.run import checkpoint, network, tracking
-from orchestrator.run.description import model_card
+from orchestrator.run import checkpoint, network
 from orchestrator.run.folder import read_json, write_atomically, write_json
-from orchestrator.run.logged_model import Logged, log_model
-from orchestrator.run.trained import class_names
+from orchestrator.run.inference.logged_model import Logged, log_model
+from orchestrator.run.inference.trained import class_names
+from orchestrator.run.records import tracking
+from orchestrator.run.records.description import model_card
 from orchestrator.run.worker import Assignment
 from orchestrator.show.pace import pace
-from orchestrator.show.plots import accuracy_plot
+from orchestrator.show.pages.plots import accuracy_plot
 from orchestrator.show.terminal import result_table, stages_table
 
 

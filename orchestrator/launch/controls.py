@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from orchestrator.data.run_store import RunStore
+from orchestrator.data.stores.run_store import RunStore
 from orchestrator.errors import JobError
 from orchestrator.job import paths
 from orchestrator.job.load import job_from_values
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job, TransferJob
 from orchestrator.launch.features import features_of
-from orchestrator.run import tracking
 from orchestrator.run.datasets import open_datasets
 from orchestrator.run.folder import RunFolder, write_json
-from orchestrator.run.neighbours import neighbours_top1
+from orchestrator.run.inference.neighbours import neighbours_top1
 from orchestrator.run.planning import resolved
+from orchestrator.run.records import tracking
 from orchestrator.show.terminal import controls_table
 
 Values = dict[str, Any]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from orchestrator.job.schema import Job
-from orchestrator.run import tracking
 from orchestrator.run.folder import RunFolder
-from orchestrator.run.start import StartClock
-from orchestrator.run.stored_run import StoredRun
+from orchestrator.run.records import tracking
+from orchestrator.run.records.start import StartClock
+from orchestrator.run.stores.stored_run import StoredRun
 from orchestrator.run.worker import Assignment
 
 Launch = Callable[[Assignment], None]

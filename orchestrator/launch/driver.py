@@ -14,31 +14,32 @@ from typing import Any
 import torch
 
 from hff.shapes import LayerShape
-from orchestrator.data.features import FeatureFolders
-from orchestrator.data.order import steps_per_epoch
+from orchestrator.data.cached.features import FeatureFolders
+from orchestrator.data.loading.order import steps_per_epoch
 from orchestrator.errors import Interrupted, JobError, OrchestratorError
 from orchestrator.job import paths
 from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
 from orchestrator.job.show import counted
-from orchestrator.launch import local
 from orchestrator.launch.beside import followed, interruptible, stoppable
 from orchestrator.launch.conclude import conclude
 from orchestrator.launch.drive import Begun, Drive, Launch, Part
-from orchestrator.launch.elastic import elastic_of
 from orchestrator.launch.features import features_of
-from orchestrator.launch.preemption import Preemptions
-from orchestrator.launch.ray_train import RaySession, begin_ray
 from orchestrator.launch.restart import Failure, next_action
+from orchestrator.launch.workers import local
+from orchestrator.launch.workers.elastic import elastic_of
+from orchestrator.launch.workers.preemption import Preemptions
+from orchestrator.launch.workers.ray_train import RaySession, begin_ray
 from orchestrator.pipeline.plan import Plan
-from orchestrator.run import checkpoint, description, prepare, tracking
+from orchestrator.run import checkpoint, prepare
 from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded, refuse_quarantined
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
 from orchestrator.run.own_head import kept_objective, try_head
 from orchestrator.run.planning import backbone_line, own_cores, plan_for, resolved, shapes_of, sharing_note
-from orchestrator.run.start import StartClock
-from orchestrator.run.stored_run import StoredRun, fetch_run
+from orchestrator.run.records import description, tracking
+from orchestrator.run.records.start import StartClock
+from orchestrator.run.stores.stored_run import StoredRun, fetch_run
 from orchestrator.run.superclasses import join_classes
 from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.terminal import duration, plan_table

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.data.cached.feature_store import MadeShard, is_whole, kept_shards, publish, samples_written
+from orchestrator.data.cached.features import FeatureFolders
 from orchestrator.data.command import Ticker
-from orchestrator.data.feature_store import MadeShard, is_whole, kept_shards, publish, samples_written
-from orchestrator.data.features import FeatureFolders
-from orchestrator.data.remote_index import open_data
+from orchestrator.data.stores.remote_index import open_data
 from orchestrator.errors import EXIT_DONE, Interrupted, JobError
 from orchestrator.job import paths
 from orchestrator.job.load import load_job
 from orchestrator.job.network import cached_features
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job
-from orchestrator.launch.crews import Recruit, crew_for
 from orchestrator.launch.signals import StopSignal
+from orchestrator.launch.workers.crews import Recruit, crew_for
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded
 from orchestrator.run.features import Wanted, ask_to_stop, examine, wanted_sets
 from orchestrator.run.planning import resolved

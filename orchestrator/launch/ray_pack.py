@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TypeVar
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.launch.ray_train import RaySession
+from orchestrator.launch.workers.ray_train import RaySession
 
 T = TypeVar("T")
 R = TypeVar("R")

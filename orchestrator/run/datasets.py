@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.data.agree import open_all
-from orchestrator.data.decode import Fault
-from orchestrator.data.features import FeatureFolders, FeatureSet, FeatureSource
-from orchestrator.data.image_source import ImageSource
+from orchestrator.data.cached.features import FeatureFolders, FeatureSet, FeatureSource
+from orchestrator.data.images.decode import Fault
+from orchestrator.data.images.resize import training_size
 from orchestrator.data.index import Index
-from orchestrator.data.order import training_order
-from orchestrator.data.pack import pack
-from orchestrator.data.prefetch import foreseen
-from orchestrator.data.processes import in_processes
+from orchestrator.data.loading.image_source import ImageSource
+from orchestrator.data.loading.order import training_order
+from orchestrator.data.loading.processes import in_processes
+from orchestrator.data.loading.stream import Batch, EvalStream, Foresee, Source, TrainStream, no_foresight
+from orchestrator.data.loading.threads import loader_threads
+from orchestrator.data.packing.pack import pack
 from orchestrator.data.quarantine import FILE, quarantined
-from orchestrator.data.remote import summed
-from orchestrator.data.remote_index import RemoteShards, open_data
-from orchestrator.data.resize import training_size
 from orchestrator.data.split import hold_out, shuffled_labels, split_from_train
-from orchestrator.data.stream import Batch, EvalStream, Foresee, Source, TrainStream, no_foresight
-from orchestrator.data.threads import loader_threads
+from orchestrator.data.stores.prefetch import foreseen
+from orchestrator.data.stores.remote import summed
+from orchestrator.data.stores.remote_index import RemoteShards, open_data
 from orchestrator.errors import DataError, JobError
 from orchestrator.job.network import vote_share
 from orchestrator.pipeline.stage import StageInput
-from orchestrator.run.classifier import framing, pixel_statistics
+from orchestrator.run.inference.classifier import framing, pixel_statistics
 from orchestrator.run.pairs import Pairs
 
 Indices = NDArray[np.int64]

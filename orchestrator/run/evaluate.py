@@ -12,7 +12,7 @@ from torch import Tensor
 from hff.votes import fit_vote_weights
 from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.run.context import Control
-from orchestrator.run.mistakes import Mistake, MistakesOfPart, together
+from orchestrator.run.records.mistakes import Mistake, MistakesOfPart, together
 
 
 @dataclass(frozen=True)

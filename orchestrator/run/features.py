@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from hff.layers import LocalLayer
-from orchestrator.data.feature_store import MadeShard, SetPlan, feature_key, write_shard
-from orchestrator.data.features import FeatureFolders, Vectors
-from orchestrator.data.image_source import ImageSource
+from orchestrator.data.cached.feature_store import MadeShard, SetPlan, feature_key, write_shard
+from orchestrator.data.cached.features import FeatureFolders, Vectors
 from orchestrator.data.index import Index
-from orchestrator.data.remote_index import open_data
-from orchestrator.data.stream import Batch, ahead
-from orchestrator.data.threads import loader_threads
+from orchestrator.data.loading.image_source import ImageSource
+from orchestrator.data.loading.stream import Batch, ahead
+from orchestrator.data.loading.threads import loader_threads
+from orchestrator.data.stores.remote_index import open_data
 from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
 from orchestrator.run import checkpoint, network
-from orchestrator.run.classifier import framing
 from orchestrator.run.datasets import Datasets, Normalise
+from orchestrator.run.inference.classifier import framing
 from orchestrator.transfer.cached import cached_parts, trunk_parts, trunk_sha256, trunk_units
 
 _VERSION = 1

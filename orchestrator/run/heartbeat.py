@@ -14,8 +14,8 @@ from typing import Any
 from orchestrator.pipeline.advice import StageTime
 from orchestrator.pipeline.stage import StageTimes
 from orchestrator.run.context import Context
-from orchestrator.run.events import fractions
 from orchestrator.run.folder import RunFolder, write_json
+from orchestrator.run.records.events import fractions
 
 PERIOD_S = 0.4
 # Beats between two looks at the clocks of the stage.

@@ -12,27 +12,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from orchestrator.data.order import batch_bounds
+from orchestrator.data.loading.order import batch_bounds
+from orchestrator.data.loading.stream import refuse_bad
 from orchestrator.data.quarantine import read_reasons
-from orchestrator.data.stream import refuse_bad
 from orchestrator.errors import CheckpointError, OrchestratorError
 from orchestrator.pipeline.advice import StageTime
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage
-from orchestrator.run import checkpoint, events, mistakes, prepare
+from orchestrator.run import checkpoint, prepare
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Datasets, Ready, TrainFeed, planned_keys, train_stream
 from orchestrator.run.evaluator import Evaluator
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
-from orchestrator.run.ledger import Ledger
 from orchestrator.run.pairs import Pairs
+from orchestrator.run.records import events, mistakes
+from orchestrator.run.records.ledger import Ledger
+from orchestrator.run.records.start import StartClock
+from orchestrator.run.records.summary import make_summary
+from orchestrator.run.records.tracing import Tracer
+from orchestrator.run.records.usage import Usage
 from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule
-from orchestrator.run.start import StartClock
-from orchestrator.run.summary import make_summary
-from orchestrator.run.tracing import Tracer
-from orchestrator.run.usage import Usage
 
 if TYPE_CHECKING:
     from orchestrator.run.worker import Assignment

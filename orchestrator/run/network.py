@@ -13,7 +13,7 @@ from hff.architectures import AnyHead, HeadOptions, build_layers
 from hff.layers import LocalLayer
 from hff.network import vote_weights
 from orchestrator.job.per_layer import of_layer
-from orchestrator.run.classifier import framing
+from orchestrator.run.inference.classifier import framing
 from orchestrator.run.own_head import own_head, with_source
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}

@@ -15,9 +15,9 @@ from hff.averages import WeightAverage
 from orchestrator.errors import OrchestratorError
 from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint
-from orchestrator.run.attached import Uploads
 from orchestrator.run.context import Control
 from orchestrator.run.folder import RunFolder
+from orchestrator.run.stores.attached import Uploads
 
 # So many failed saves in a row end the run: what it has learned since the last one would be lost.
 MOST_FAILURES = 3

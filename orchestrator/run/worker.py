@@ -18,7 +18,7 @@ import torch.distributed as dist
 from hff.averages import WeightAverage
 from hff.layers import LocalLayer
 from hff.local import make_optimizer
-from orchestrator.data.features import FeatureFolders
+from orchestrator.data.cached.features import FeatureFolders
 from orchestrator.errors import EXIT_OTHER, CheckpointError, OrchestratorError
 from orchestrator.job.per_layer import of_layer
 from orchestrator.pipeline.gather import synchronise
@@ -26,16 +26,16 @@ from orchestrator.pipeline.links import LinkError, LinkShape, Receiver, Sender, 
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint, network
-from orchestrator.run.attached import StoreAddress, Uploads, attached
 from orchestrator.run.context import Context, Control
 from orchestrator.run.datasets import Normalise, Numbers, Ready, open_datasets
 from orchestrator.run.device import compile_layers, prepare_torch
 from orchestrator.run.folder import RunFolder, write_json
 from orchestrator.run.heartbeat import Heartbeat
 from orchestrator.run.loop import Loop
+from orchestrator.run.records.start import StartClock, on_worker
 from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule, make_schedule
-from orchestrator.run.start import StartClock, on_worker
+from orchestrator.run.stores.attached import StoreAddress, Uploads, attached
 from orchestrator.run.superclasses import joined_classes
 from orchestrator.transfer.cached import fed, trunk_sha256, trunk_units
 

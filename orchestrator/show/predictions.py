@@ -10,7 +10,7 @@ from rich.table import Table
 
 from orchestrator.errors import EXIT_DONE
 from orchestrator.run.folder import write_atomically
-from orchestrator.run.predict import Prediction, predict_images
+from orchestrator.run.inference.predict import Prediction, predict_images
 from orchestrator.show.terminal import as_text, percent
 
 

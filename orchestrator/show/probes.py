@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.show import html, plots
+from orchestrator.show.pages import html, plots
 from orchestrator.show.terminal import percent
 
 _KINDS = {"top1": "its own head", "probe_raw": "probe of its features", "probe_normalised": "probe of their directions"}

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from orchestrator.data.index import Index
-from orchestrator.data.pack import pack
-from orchestrator.data.stream import Batch
+from orchestrator.data.loading.stream import Batch
+from orchestrator.data.packing.pack import pack
 
 Files = list[tuple[str, bytes]]
 

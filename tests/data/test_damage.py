@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from orchestrator.data import command
-from orchestrator.data.image_source import ImageSource
 from orchestrator.data.index import Index, open_index
-from orchestrator.data.pack import pack
+from orchestrator.data.loading.image_source import ImageSource
+from orchestrator.data.loading.stream import EvalStream, TrainStream
+from orchestrator.data.packing.pack import pack
 from orchestrator.data.quarantine import FILE, quarantined
-from orchestrator.data.stream import EvalStream, TrainStream
 from orchestrator.data.verify import problems
 from orchestrator.errors import DataError
 from tests.conftest import Command

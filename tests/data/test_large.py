@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.data.image_source import ImageSource
+from orchestrator.data.images.mixing import Mix
 from orchestrator.data.index import Shard, file_sha256, member_dtype, open_index, write_index
-from orchestrator.data.mixing import Mix
-from orchestrator.data.pack import pack
-from orchestrator.data.stream import Batch, Indices, TrainStream
+from orchestrator.data.loading.image_source import ImageSource
+from orchestrator.data.loading.stream import Batch, Indices, TrainStream
+from orchestrator.data.packing.pack import pack
 from tests.data.conftest import encoded, noise, write_tar
 
 SHARDS, PER_SHARD = 10_000, 1000

@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 
-from orchestrator.data.image_source import ImageSource
-from orchestrator.data.pack import pack
+from orchestrator.data.loading.image_source import ImageSource
+from orchestrator.data.loading.stream import TrainStream
+from orchestrator.data.packing.pack import pack
 from orchestrator.data.reader import ShardReader
-from orchestrator.data.stream import TrainStream
 from orchestrator.data.verify import problems
 from tests.conftest import TEST_DATA
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.index import Index, Shard, file_sha256, open_index, write_index
-from orchestrator.data.pack import pack
+from orchestrator.data.packing.pack import pack
 from orchestrator.data.verify import problems
 from tests.data.conftest import encoded, noise, write_tar
 

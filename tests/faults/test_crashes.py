@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.errors import EXIT_CHECKPOINT, EXIT_OTHER, OrchestratorError
 from orchestrator.job.load import load_job
-from orchestrator.launch import local
 from orchestrator.launch.driver import run_job
+from orchestrator.launch.workers import local
 from orchestrator.run.context import LocalContext
 from orchestrator.run.worker import Assignment
 from tests.conftest import TINY_JOB, Command

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import EXIT_DONE, EXIT_INTERRUPTED
 from orchestrator.launch import driver
 from orchestrator.launch.beside import stoppable
-from orchestrator.launch.preemption import Preemptions
+from orchestrator.launch.workers.preemption import Preemptions
 from orchestrator.run import heartbeat
 from orchestrator.run.context import LocalContext
 from orchestrator.run.folder import RunFolder, read_json, write_json

@@ -11,8 +11,8 @@ import pytest
 
 from hff.shapes import HeadShape, VggOptions, describe
 from orchestrator.errors import JobError
-from orchestrator.launch import elastic
-from orchestrator.launch.elastic import Elastic, Pace
+from orchestrator.launch.workers import elastic
+from orchestrator.launch.workers.elastic import Elastic, Pace
 from orchestrator.pipeline.plan import Plan, make_plan
 from orchestrator.run.folder import RunFolder, write_json
 from tests.stores import wait_until

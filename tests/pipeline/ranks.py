@@ -19,7 +19,7 @@ def start_process(work: Callable[..., Any], *arguments: Any) -> Any:
     """`work(*arguments)` in a process of its own, which is forked from one that has imported what it needs."""
     context = multiprocessing.get_context("forkserver")
     # One server for all tests of this process, those that run whole jobs too.
-    context.set_forkserver_preload(["tests.pipeline.ranks", "orchestrator.launch.fork_server", work.__module__])
+    context.set_forkserver_preload(["tests.pipeline.ranks", "orchestrator.launch.workers.fork_server", work.__module__])
     process = context.Process(target=work, args=arguments)
     process.start()
     return process

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from orchestrator.data.order import replica_slice
+from orchestrator.data.loading.order import replica_slice
 from orchestrator.pipeline.mesh import Mesh, cuts
 
 MESHES = [m for n in (1, 2, 3) for m in itertools.product((1, 2, 3, 4), repeat=n)]

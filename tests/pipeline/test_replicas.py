@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hff import HeadOptions, LocalLayer, ResnetOptions, VggOptions, build_layers, make_optimizer
 from hff.local import local_forward_backward
-from orchestrator.data.order import batch_bounds, replica_slice
+from orchestrator.data.loading.order import batch_bounds, replica_slice
 from orchestrator.pipeline.gather import synchronise
 from orchestrator.pipeline.links import LinkShape, open_links
 from orchestrator.pipeline.mesh import Mesh

@@ -16,7 +16,7 @@ from orchestrator.pipeline.advice import advise
 from orchestrator.pipeline.links import LinkShape, open_links
 from orchestrator.pipeline.mesh import SLOTS, Mesh
 from orchestrator.pipeline.stage import Stage, StageInput
-from orchestrator.run.events import stage_times
+from orchestrator.run.records.events import stage_times
 from tests.pipeline.ranks import run_ranks
 
 # Messages of 2 MB: the noise of the allocator is 1.

@@ -13,8 +13,8 @@ import torch
 from hff import HeadOptions, VggOptions, build_layers
 from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.pipeline.trace import Span, Trace, WorkerSpans, chrome_trace, traced_steps
-from orchestrator.run import tracing
-from orchestrator.show.gantt import gantt
+from orchestrator.run.records import tracing
+from orchestrator.show.pages.gantt import gantt
 from tests.pipeline.ranks import run_ranks
 from tests.stages import lone_stage
 

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.job.load import load_job
 from orchestrator.job.site import Site
-from orchestrator.launch.slurm import batch_script, run_words
+from orchestrator.launch.clusters.slurm import batch_script, run_words
 from tests.conftest import ROOT, environment
 
 SCONTROL = """\

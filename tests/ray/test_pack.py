@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.pack import pack
+from orchestrator.data.packing.pack import pack
 from tests.conftest import Command
 from tests.data.conftest import encoded, noise, write_tar
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.launch import ray_train
+from orchestrator.launch.workers import ray_train
 from tests.conftest import ROOT, SUMMARY_KEYS, Command, environment, started
 from tests.processes import Descendants, free_port, free_ports
 from tests.runs import assert_same_bits, summary_of, wait_for_step
@@ -54,7 +54,9 @@ def test_quickstart_on_two_ray_workers_equals_one_process_and_leaves_no_process_
 
 
 def test_ray_trains_controller_imports_no_torch_for_us() -> None:
-    code = "import sys, orchestrator.launch.ray_group; print('ray.train' in sys.modules, 'torch' in sys.modules)"
+    code = (
+        "import sys, orchestrator.launch.workers.ray_group; print('ray.train' in sys.modules, 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["True", "False"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.pack import pack
+from orchestrator.data.packing.pack import pack
 from orchestrator.errors import EXIT_DATA, EXIT_DONE
 from tests.conftest import TINY_JOB, Command
 from tests.data.conftest import encoded, noise, write_tar

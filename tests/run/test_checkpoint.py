@@ -18,9 +18,9 @@ from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.run import checkpoint, prepare
 from orchestrator.run.folder import Lease, RunFolder, write_json
-from orchestrator.run.ledger import Ledger, chain
+from orchestrator.run.records.ledger import Ledger, chain
 from orchestrator.run.schedule import make_schedule
-from orchestrator.show import runs
+from orchestrator.show.listings import runs
 
 
 def trained_layer(steps: int = 3) -> tuple[LocalLayer, torch.optim.Optimizer]:

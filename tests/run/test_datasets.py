@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data.pack import pack
+from orchestrator.data.packing.pack import pack
 from orchestrator.errors import DataError
 from orchestrator.run.datasets import open_datasets
 from tests.data.conftest import encoded, noise, write_tar

@@ -17,15 +17,15 @@ from hff.network import GreedyNetwork
 from orchestrator.errors import CheckpointError, Interrupted, JobError
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job
-from orchestrator.launch import local
 from orchestrator.launch.controls import CONTROLS, wanted_controls
 from orchestrator.launch.driver import run_job
+from orchestrator.launch.workers import local
 from orchestrator.run import checkpoint, network
 from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, Normalise, Part, Sources
-from orchestrator.run.evaluate_run import evaluate_run
 from orchestrator.run.features import examine, recipe, wanted_sets
 from orchestrator.run.folder import RunFolder
+from orchestrator.run.inference.evaluate_run import evaluate_run
 from orchestrator.run.worker import Assignment
 from orchestrator.transfer.cached import fed, trunk_parts
 from orchestrator.transfer.weights import trunk_state_dict

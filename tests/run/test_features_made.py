@@ -17,16 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from orchestrator.data.feature_store import is_whole
-from orchestrator.data.features import FeatureSet
+from orchestrator.data.cached.feature_store import is_whole
+from orchestrator.data.cached.features import FeatureSet
 from orchestrator.data.index import open_index
-from orchestrator.data.pack import pack
+from orchestrator.data.packing.pack import pack
 from orchestrator.errors import DataError, Interrupted, JobError
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job
-from orchestrator.launch import crews, local
-from orchestrator.launch.crews import Here, Recruit, here
 from orchestrator.launch.features import Maker, features_command
+from orchestrator.launch.workers import crews, local
+from orchestrator.launch.workers.crews import Here, Recruit, here
 from orchestrator.run import checkpoint
 from orchestrator.run.features import Wanted, examine, wanted_sets
 from orchestrator.run.folder import RunFolder

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from hff.shapes import head_features
-from orchestrator.data.pack import pack
+from orchestrator.data.packing.pack import pack
 from orchestrator.errors import EXIT_DONE, EXIT_JOB
-from orchestrator.run.trained import trained_run
+from orchestrator.run.inference.trained import trained_run
 from tests.conftest import TINY_JOB, Command
 from tests.runs import newest, summary_of
 

@@ -71,7 +71,7 @@ def test_it_trains_and_its_run_can_be_moved_evaluated_asked_and_exported(
     exported = in_process("export", moved, "--format", "safetensors")
     assert exported.returncode == EXIT_DONE, exported.stderr
     (moved / "objective.py").unlink()
-    from orchestrator.run.export import load_safetensors
+    from orchestrator.run.inference.export import load_safetensors
 
     with pytest.raises(CheckpointError, match="holds code of its own"):
         load_safetensors(moved / "network.safetensors")
@@ -210,7 +210,7 @@ def test_a_class_that_cannot_train_is_refused_before_anything_starts(
 
 def test_a_submitted_job_takes_its_objective_along_or_is_refused(own_job: Callable[..., Path], tmp_path: Path) -> None:
     from orchestrator.errors import JobError
-    from orchestrator.launch.submit import plan_submission
+    from orchestrator.launch.clusters.submit import plan_submission
 
     path = own_job()
     assert "mine.py" in plan_submission(str(path), []).package.files

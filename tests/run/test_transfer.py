@@ -20,8 +20,8 @@ from orchestrator.data.split import hold_out, split_from_train
 from orchestrator.errors import CheckpointError, DataError, JobError
 from orchestrator.job.load import job_to_dict, load_job
 from orchestrator.launch.driver import run_job
-from orchestrator.run.classifier import pixels
-from orchestrator.run.trained import trained_run
+from orchestrator.run.inference.classifier import pixels
+from orchestrator.run.inference.trained import trained_run
 from orchestrator.transfer.resolve import resolve
 from tests.runs import assert_same_bits, newest, summary_of
 

@@ -166,7 +166,7 @@ def test_the_logged_network_loads_without_pickle_and_predicts_like_eval(
     model = mlflow.pyfunc.load_model("models:/tiny-digits/1")
     assert model.metadata.metadata["classes"] == [str(i) for i in range(10)]
     index = open_index(finished["folder"] / "runs" / ".data" / "digits")
-    from orchestrator.data.decode import decode
+    from orchestrator.data.images.decode import decode
     from orchestrator.data.split import split_from_train
 
     _, val = split_from_train(index, 0.25)

@@ -10,8 +10,8 @@ import pytest
 
 from orchestrator.job.load import load_any
 from orchestrator.job.search import SearchJob
-from orchestrator.launch.search import run_search
-from orchestrator.launch.trial import run_trials_here
+from orchestrator.launch.searches.search import run_search
+from orchestrator.launch.searches.trial import run_trials_here
 
 SEARCH = """\
 #!/usr/bin/env -S python -m orchestrator run

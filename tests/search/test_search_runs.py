@@ -15,7 +15,7 @@ from orchestrator.cli import main
 from orchestrator.errors import CheckpointError, Interrupted, JobError, OrchestratorError
 from orchestrator.job.load import INTERPRETER_LINE, load_job
 from orchestrator.launch.driver import run_job
-from orchestrator.launch.trial import Board, run_trials_here
+from orchestrator.launch.searches.trial import Board, run_trials_here
 from orchestrator.run.folder import read_json
 from tests.search.conftest import run, write_search
 

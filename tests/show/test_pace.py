@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.run.tracking import epoch_metrics
+from orchestrator.run.records.tracking import epoch_metrics
 from orchestrator.show.pace import pace
 
 START = {"event": "start", "step": 0}

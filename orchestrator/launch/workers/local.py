@@ -1,0 +1,176 @@
+"""Workers without Ray: this process alone, processes of this machine, or a group that torchrun started."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.data.parallel import end_with_parent
+from orchestrator.errors import OrchestratorError
+from orchestrator.run.context import LocalContext
+from orchestrator.run.worker import Assignment, work
+
+
+class WorkerFailure(OrchestratorError):
+    """A worker ended without a result; its own report, if it could write one, says why.
+
+    `killed`: it was ended from outside, so it has none, and what the others report came of that.
+    """
+
+    def __init__(self, message: str, *, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
+
+
+def device_of(job: dict[str, Any], local_rank: int) -> torch.device:
+    """The device of a worker; local workers beyond the number of GPUs share them in turn."""
+    if not job["cluster"]["use_gpu"]:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def init_group(job: dict[str, Any], rank: int, world_size: int, init_method: str) -> None:
+    backend = "cpu:gloo,cuda:nccl" if job["cluster"]["use_gpu"] else "gloo"
+    dist.init_process_group(
+        backend,
+        init_method=init_method,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=job["cluster"]["timeout_s"]),
+    )
+
+
+def run_here(assignment: Assignment, context: LocalContext) -> None:
+    """One worker in this very process. Raises WorkerFailure; its report in the run folder says why."""
+    try:
+        work(assignment, context, device_of(assignment.job, context.local_rank))
+    except Exception as error:
+        raise WorkerFailure(str(error)) from error
+
+
+# --- processes of this machine
+
+
+# One server imports what workers need and all of them are forked from it, those of later attempts too.
+# macOS: its frameworks do not survive a fork.
+_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+
+
+def _child(rank: int, world_size: int, address: str, assignment: Assignment, environment: Mapping[str, str]) -> None:
+    stop = [False]
+    signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True))
+    end_with_parent()
+    # The server has that of the time when it was started.
+    os.environ.clear()
+    os.environ.update(environment)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    init_group(assignment.job, rank, world_size, address)
+    try:
+        work(assignment, LocalContext(rank, world_size, rank, stop), device_of(assignment.job, rank))
+    except Exception:
+        # It has written down why; the driver tells it, first cause first.
+        sys.exit(1)
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+@contextmanager
+def one_thread_each(job: dict[str, Any]) -> Iterator[None]:
+    """Processes that are started meanwhile find the job's threads per worker in their environment."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(job["cluster"]["threads_per_worker"])
+    try:
+        yield
+    finally:
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
+
+
+def run_processes(assignment: Assignment) -> None:
+    """Start one process per worker and wait; when one fails, the others are ended.
+
+    Raises WorkerFailure naming the rank that ended first.
+    """
+    world_size = sum(assignment.replicas)
+    address = f"tcp://127.0.0.1:{_free_port()}"
+    context: Any = multiprocessing.get_context(_METHOD)
+    context.set_forkserver_preload(["orchestrator.launch.workers.fork_server"])
+    with one_thread_each(assignment.job):
+        arguments = (world_size, address, assignment, dict(os.environ))
+        children = [
+            context.Process(target=_child, args=(rank, *arguments), name=f"worker-{rank}") for rank in range(world_size)
+        ]
+        for child in children:
+            child.start()
+    try:
+        _wait(children)
+    finally:
+        for child in children:
+            if child.is_alive():
+                child.kill()
+            child.join()
+
+
+def _wait(children: list[Any]) -> None:
+    while any(child.is_alive() for child in children):
+        for rank, child in enumerate(children):
+            child.join(0.05)
+            if child.exitcode not in (None, 0):
+                _grace(children)
+                raise _first_cause(children, rank)
+    for rank, child in enumerate(children):
+        if child.exitcode != 0:
+            raise _first_cause(children, rank)
+
+
+def _first_cause(children: list[Any], rank: int) -> WorkerFailure:
+    """A worker that was killed, or else `rank`, which was seen to have failed."""
+    rank = next((r for r, child in enumerate(children) if (child.exitcode or 0) < 0), rank)
+    exit_code = children[rank].exitcode
+    return WorkerFailure(f"worker {rank} {_ending(exit_code)}", killed=exit_code < 0)
+
+
+def _grace(children: list[Any], seconds: float = 3.0) -> None:
+    """Let the others notice and write down what they saw."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and any(child.is_alive() for child in children):
+        time.sleep(0.05)
+
+
+def _ending(exit_code: int) -> str:
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = " (by hand, or by the system when memory ran out: train.micro_batches or a smaller batch need less)"
+        return f"was ended by {name}{hint if name == 'SIGKILL' else ''}"
+    return f"ended with exit code {exit_code}"
+
+
+# --- torchrun
+
+
+def torchrun_rank() -> tuple[int, int, int] | None:
+    """(rank, world size, local rank) when torchrun started this process, else None."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if not all(name in os.environ for name in names):
+        return None
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])

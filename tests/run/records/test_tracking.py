@@ -1,0 +1,153 @@
+"""Metrics on their way to MLflow: whatever it missed arrives later, once, in the order of steps."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.run.folder import RunFolder, write_json
+from orchestrator.run.inference.logged_model import log_model
+from orchestrator.run.records import tracking
+from orchestrator.show.listings import runs
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow and its database layer
+
+
+def epoch(number: int) -> dict[str, Any]:
+    """The line of an epoch of 10 steps; each metric has a value of its own."""
+    return {
+        "event": "epoch", "epoch": number, "step": 10 * number, "learning_rate": 1 / number,
+        "train_loss": [2 / number, 3 / number], "images_per_second": 100.0 + number,
+        "val_top1": 1 - 1 / number, "val_top5": 1 - 1 / (2 * number), "layer_val_top1": [0.5, 1 - 1 / number],
+        "busy_fraction": [0.5, 0.25],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, shared_database: Path) -> RunFolder:
+    """A run that is tracked in a database, none of whose events has been sent."""
+    folder = RunFolder(tmp_path / "a")
+    folder.path.mkdir()
+    folder.job.write_text("name: a\n")
+    uri = f"sqlite:///{shared_database}"
+    run_id = tracking.create_run(uri, "tests", "a", params={}, tags={}, artifacts=tmp_path / "artifacts")
+    write_json(folder.attempts, [{"attempt": 1, "run_id": run_id}])
+    write_json(folder.path / "tracking.json", {"uri": uri, "run_id": run_id})
+    return folder
+
+
+def store(folder: RunFolder) -> tuple[str, str]:
+    saved = json.loads((folder.path / "tracking.json").read_text())
+    return saved["uri"], saved["run_id"]
+
+
+def sent(folder: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    """What MLflow has: of every metric its (step, value), by step."""
+    uri, run_id = store(folder)
+    with tracking.client_of(uri) as client:
+        names = client.get_run(run_id).data.metrics
+        return {n: sorted((m.step, m.value) for m in client.get_metric_history(run_id, n)) for n in names}
+
+
+def expected(numbers: range) -> dict[str, list[tuple[int, float]]]:
+    lines = [epoch(number) for number in numbers]
+    return {
+        name: [(line["step"], tracking.epoch_metrics(line)[name]) for line in lines]
+        for name in tracking.epoch_metrics(lines[0])
+    }
+
+
+def test_every_metric_that_a_black_hole_swallowed_arrives_once_by_replay(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_POLL_S", 0.01)
+    monkeypatch.setattr(tracking, "_REQUEST_TIMEOUT_S", 1)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as hole:  # connections are made, nothing is ever answered
+        uri = f"http://127.0.0.1:{hole.getsockname()[1]}"
+        sink = tracking.EventSink(uri, store(folder)[1], folder.path)
+        sink.start()
+        spent = 0.0
+        for number in range(1, 21):
+            began = time.perf_counter()
+            folder.append_event(epoch(number))
+            spent += time.perf_counter() - began
+            time.sleep(0.01)
+        began = time.perf_counter()
+        sink.stop()
+        assert time.perf_counter() - began < 10, "a run's end waits for a few requests, not for ever"
+        hole.settimeout(5)
+        hole.accept()[0].close()  # it was asked
+        with pytest.raises(OrchestratorError, match="cannot be used"):
+            tracking.replay_all(uri, store(folder)[1], folder.path)
+    assert spent < 0.5, "the loop writes a line and goes on"
+    warned = [event["text"] for event in folder.read_events()[0] if event["event"] == "warning"]
+    assert len(warned) == 1
+    assert "MLflow does not answer" in warned[0]
+    assert sent(folder) == {}
+    assert runs.replay(folder.path) == 0
+    assert sent(folder) == expected(range(1, 21))
+    assert runs.replay(folder.path) == 0
+    assert sent(folder) == expected(range(1, 21)), "nothing twice"
+
+
+def test_a_clock_that_jumps_back_changes_neither_order_nor_the_last_value(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, clock in ((1, 2_000_000.0), (2, 2_000_060.0), (3, 1_000_000.0), (4, 1_000_060.0)):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        folder.append_event(epoch(number))
+    monkeypatch.undo()
+    assert [event.get("step") for event in folder.read_events()[0]] == [10, 20, 30, 40]
+    assert runs.replay(folder.path) == 0
+    assert sent(folder) == expected(range(1, 5))
+    uri, run_id = store(folder)
+    with tracking.client_of(uri) as client:
+        assert client.get_run(run_id).data.metrics["val/top1"] == epoch(4)["val_top1"]
+
+
+def test_an_error_without_words_ends_no_finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.tracking
+
+    def silent(*arguments: object, **options: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(mlflow.tracking, "MlflowClient", silent)
+    assert tracking.finish_run("x", "1", "FINISHED") == "MLflow: the run's end could not be logged: TimeoutError"
+    assert tracking.note("x", "1") == "MLflow: tags could not be logged: TimeoutError"
+    assert log_model("x", "1", tmp_path, {}).warning == "MLflow: the network could not be logged: TimeoutError"
+    with pytest.raises(OrchestratorError, match="cannot be used: TimeoutError"):
+        tracking.create_run("x", "tests", "a", params={}, tags={}, artifacts=tmp_path)
+
+
+def test_the_threads_of_two_attempts_send_no_line_twice(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow.tracking
+
+    received: list[tuple[str, int]] = []
+
+    class Slow:
+        """A server that takes its time."""
+
+        def __init__(self, **options: object) -> None:
+            pass
+
+        def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+            time.sleep(0.2)
+            received.extend((metric.key, metric.step) for metric in metrics)
+
+    monkeypatch.setattr(mlflow.tracking, "MlflowClient", Slow)
+    folder.append_event(epoch(1))
+    both = [threading.Thread(target=tracking.replay, args=("x", "1", folder.path)) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(received) == len(set(received)) == len(expected(range(1, 2)))
