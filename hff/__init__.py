@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hff.local import LocalUpdate, local_forward_backward, local_update, make_optimizer
     from hff.network import GreedyNetwork
     from hff.objectives import Head, LinearHead, PrototypeHead
+    from hff.own_network import Architecture, describe_own
     from hff.randomness import derive_seed
     from hff.schedules import learning_rate
     from hff.shapes import HeadShape, LayerShape, MlpOptions, ResnetOptions, VggOptions, describe
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hff.votes import fit_vote_weights
 
 _HOME = {
+    "Architecture": "own_network",
     "Frozen": "layers",
     "GoodnessHead": "goodness",
     "GoodnessLayer": "goodness",
@@ -62,6 +64,7 @@ _HOME = {
     "contrastive_losses": "similarity",
     "derive_seed": "randomness",
     "describe": "shapes",
+    "describe_own": "own_network",
     "exit_curve": "exits",
     "fit_vote_weights": "votes",
     "learning_rate": "schedules",
@@ -75,6 +78,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Architecture",
     "Frozen",
     "GoodnessHead",
     "GoodnessLayer",
@@ -101,6 +105,7 @@ __all__ = [
     "contrastive_losses",
     "derive_seed",
     "describe",
+    "describe_own",
     "exit_curve",
     "fit_vote_weights",
     "learning_rate",

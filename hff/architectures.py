@@ -13,8 +13,9 @@ from hff.aux_convs import AuxConvs
 from hff.goodness import GoodnessHead, GoodnessLayer
 from hff.layers import LocalLayer, conv_body, linear_body
 from hff.objectives import Head, LinearHead, PrototypeHead
+from hff.own_network import Architecture, bodies_of
 from hff.randomness import derive_seed, seeded
-from hff.shapes import HeadShape, LayerShape, MlpOptions, Options, ResnetOptions, describe
+from hff.shapes import HeadShape, LayerShape, MlpOptions, Options, ResnetOptions, describe, units_of
 from hff.similarity import SimilarityTerm
 
 
@@ -65,7 +66,7 @@ AnyHead = HeadOptions | OwnHead
 
 
 def build_layers(
-    options: Options,
+    options: Options | Architecture,
     input_shape: Sequence[int],
     head: AnyHead | Sequence[AnyHead],
     *,
@@ -80,9 +81,14 @@ def build_layers(
     do not fit.
     """
     shape = [own.shape for own in head] if isinstance(head, Sequence) else head.shape
-    bodies = describe(options, input_shape, HeadShape("linear", 1))
-    units = describe(options, input_shape, shape, block_size, end_to_end)
+    if isinstance(options, Architecture):
+        bodies = bodies_of(options, input_shape)
+    else:
+        bodies = describe(options, input_shape, HeadShape("linear", 1))
+    grid = 1 if isinstance(options, MlpOptions) else options.head_grid
+    norm = "batch" if isinstance(options, Architecture) else options.norm
     size = len(bodies) if end_to_end else block_size
+    units = units_of(bodies, shape, grid, size, norm=norm)
     wanted = range(len(units)) if only is None else only
     layers: list[LocalLayer] = []
     for index in wanted:
@@ -92,10 +98,9 @@ def build_layers(
             made = [_body(options, n, bodies[n]) for n in numbers]
             own = head[index] if isinstance(head, Sequence) else head
             body = made[0] if len(made) == 1 else nn.Sequential(*made)
-            grid = 1 if isinstance(options, MlpOptions) else options.head_grid
             made_head = make_head(own, units[index].head_features, grid)
             if isinstance(own, HeadOptions) and own.aux_convs:
-                made_head.aux = AuxConvs(units[index].output[0], own.aux_convs, grid=grid, norm=options.norm)
+                made_head.aux = AuxConvs(units[index].output[0], own.aux_convs, grid=grid, norm=norm)
             if isinstance(made_head, GoodnessHead):
                 layers.append(GoodnessLayer(units[index].name, body, made_head, entry=index == 0))
             else:
@@ -103,7 +108,9 @@ def build_layers(
     return layers
 
 
-def _body(options: Options, index: int, shape: LayerShape) -> nn.Module:
+def _body(options: Options | Architecture, index: int, shape: LayerShape) -> nn.Module:
+    if isinstance(options, Architecture):
+        return options.body(index, shape.input)
     if isinstance(options, MlpOptions):
         return linear_body(math.prod(shape.input), shape.output[0], norm=options.norm, dropout=options.dropout)
     return conv_body(

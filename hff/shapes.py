@@ -121,15 +121,26 @@ def describe(
     """
     bodies = _mlp(options, input_shape) if isinstance(options, MlpOptions) else _vgg(options, input_shape)
     grid = options.head_grid if isinstance(options, VggOptions) else 1
-    size = len(bodies) if end_to_end else block_size
+    return units_of(bodies, head, grid, len(bodies) if end_to_end else block_size, norm=options.norm)
+
+
+def units_of(
+    bodies: Sequence[LayerShape], head: HeadShape | Sequence[HeadShape], grid: int, size: int, norm: str = "batch"
+) -> tuple[LayerShape, ...]:
+    """Locally trained units of `size` bodies each, with a head behind the last of them.
+
+    The head sees its map pooled to at most `grid` x `grid`, `norm` is that of its hidden convolutions. Raises
+    ValueError where the shapes do not fit.
+    """
     units: list[LayerShape] = []
     for start in range(0, len(bodies), size):
         own = head if isinstance(head, HeadShape) else head[len(units)]
-        if own.kind == "goodness" and own.num_classes > math.prod(input_shape):
-            raise ValueError(f"{own.num_classes} labels do not fit into images of {math.prod(input_shape)} numbers")
+        if own.kind == "goodness" and own.num_classes > math.prod(bodies[0].input):
+            raise ValueError(f"{own.num_classes} labels do not fit into images of {math.prod(bodies[0].input)} numbers")
         group = bodies[start : start + size]
         features = head_features(group[-1].output, grid)
-        aux = _aux(group[-1].output, grid, own.aux_convs, options.norm)
+        aux = _aux(group[-1].output, grid, own.aux_convs, norm)
+        inner = [body.inner for body in group if body.inner is not None]
         units.append(
             LayerShape(
                 name=group[0].name if len(group) == 1 else f"{group[0].name}..{group[-1].name}",
@@ -141,6 +152,7 @@ def describe(
                 buffers=sum(b.buffers for b in group) + aux.buffers,
                 forward_flops=sum(b.forward_flops for b in group),
                 head_flops=own.flops(features) + aux.forward_flops,
+                inner=Inner(sum(part.activations for part in inner)) if inner else None,
                 head_activations=own.aux_convs * math.prod(aux.output),
             )
         )

@@ -259,7 +259,8 @@ def jobs_shown() -> list[tuple[str, str]]:
 def test_a_job_that_is_shown_whole_is_valid(place: str, text: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     code = re.findall(r"^```python\n(.*?)^```", (ROOT / place.split(" ")[0]).read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "my_objective.py").write_text("\n".join(code))
+    for file in ("my_objective.py", "my_model.py"):
+        (tmp_path / file).write_text("\n".join(code))
     (tmp_path / "x.yaml").write_text(text.lstrip("\n"))
     assert load_any(tmp_path / "x.yaml").name
 

@@ -152,7 +152,7 @@ def _progressive(job: Job) -> Found:
     if network.own_model(job) is None:
         yield (
             "data.progressive",
-            f"must be left out with a backbone, which wants one size, got {wanted.from_size} pixels",
+            f"must be left out with a backbone or a model file, got {wanted.from_size} pixels",
         )
     elif job.train.epochs is None:
         yield (
@@ -236,7 +236,7 @@ def _and(words: list[str]) -> str:
 _DURATION = ("train.epochs", "train.steps", "train.samples")
 _WARMUP = ("train.warmup_epochs", "train.warmup_steps", "train.global_batch_size")
 _UNITS = (
-    *("model.arch", "model.widths", "model.heads_at", "model.top_widths"),
+    *("model.arch", "model.widths", "model.layers", "model.heads_at", "model.top_widths"),
     *("objective.name", "objective.block_size"),
 )
 _MESH = ("cluster.workers", "cluster.stages", "cluster.replicas", *_UNITS)
@@ -249,7 +249,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
         objective_rules.one_stage,
     ),
     (("objective.name", "model.norm", "model.backbone"), objective_rules.goodness),
-    (("objective",), objective_rules.own_class),
+    (("objective", "model"), objective_rules.own_class),
     (("objective", "model.arch", "model.backbone"), objective_rules.aux_convs),
     (("objective", "data.train", "data.expect", *_UNITS), objective_rules.coarse),
     (_MESH, cluster_rules.mesh),

@@ -22,6 +22,8 @@ from orchestrator.job.show import dotted, show
 
 _SET = "--set"
 _BASE = ("base",)
+# Sections that may name a class in a file of the user's, and the key that then says so.
+_OWN_CODE = (("objective", "name"), ("model", "arch"))
 
 
 class Draft:
@@ -56,9 +58,10 @@ class Draft:
         # A backbone's data section fills in the shorthand by itself, in its own size.
         if "data" in self.raw and self.kind == "train":
             self.raw["data"] = expand_digits(self.raw["data"])
-        objective = self.raw.get("objective")
-        if isinstance(objective, dict) and "file" in objective:
-            self.raw["objective"] = {"name": "own"} | objective
+        for section, tag in _OWN_CODE:
+            given = self.raw.get(section)
+            if isinstance(given, dict) and "file" in given:
+                self.raw[section] = {tag: "own"} | given
 
     def override(self, text: str) -> None:
         """Apply one `key.path=value`."""
@@ -94,9 +97,9 @@ class Draft:
         return f"{_SET}: {key}" if self._from_set(path) else f"{self.place}:{self._line(path)}: {key}"
 
     def _own_option(self, path: Path) -> bool:
-        """Whether a path may be an option of the user's own objective: its class knows them, not the schema."""
-        objective = self.raw.get("objective")
-        return path[:1] == ("objective",) and len(path) == 2 and isinstance(objective, dict) and "file" in objective
+        """Whether a path may be an option of the user's own class: it knows them, not the schema."""
+        section = self.raw.get(path[0])
+        return path[0] in dict(_OWN_CODE) and len(path) == 2 and isinstance(section, dict) and "file" in section
 
     def _put(self, path: Path, value: Any) -> None:
         section = self.raw

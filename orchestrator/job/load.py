@@ -7,12 +7,12 @@ import difflib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.errors import JobError
-from orchestrator.job import document, own_objective, paths
+from orchestrator.job import document, own_code, paths
 from orchestrator.job.draft import Draft
-from orchestrator.job.models import BackboneModel
+from orchestrator.job.models import BackboneModel, FileModel
 from orchestrator.job.objectives import OwnObjective
 from orchestrator.job.resolved import (
     INTERPRETER_LINE,
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 LARGEST_BYTES = 2**20
+_Own = TypeVar("_Own", OwnObjective, FileModel)
 
 
 def load_any(
@@ -119,24 +120,26 @@ def _resolve(name: str, job: Job, tell: Callable[[str], None], draft: Draft) -> 
     if isinstance(job.model, BackboneModel) and isinstance(job.model.pretrained, str):
         update["model"] = job.model.model_copy(update={"pretrained": paths.absolute(job.model.pretrained, base)})
     if isinstance(job.objective, OwnObjective):
-        update["objective"] = _found_objective(name, job.objective, draft)
+        update["objective"] = _found_code("objective", name, job.objective, draft)
+    if isinstance(job.model, FileModel):
+        update["model"] = _found_code("model", name, job.model, draft)
     return job.model_copy(update=update)
 
 
-def _found_objective(name: str, objective: OwnObjective, draft: Draft) -> OwnObjective:
-    """The objective with the absolute path of its file (relative to the job file) and the hash. Raises JobError."""
-    path = paths.absolute(objective.file, FilePath(os.path.abspath(name)).parent)
+def _found_code(key: str, name: str, section: _Own, draft: Draft) -> _Own:
+    """The section with the absolute path of its file (relative to the job file) and the hash. Raises JobError."""
+    path = paths.absolute(section.file, FilePath(os.path.abspath(name)).parent)
     try:
-        source = own_objective.read(path)
+        source = own_code.read(path)
     except ValueError as error:
-        raise draft.fault("objective.file", str(error)) from None
-    wrong = own_objective.class_fault(source, path, (objective.model_extra or {}).get("class"))
+        raise draft.fault(f"{key}.file", str(error)) from None
+    wrong = own_code.class_fault(source, path, (section.model_extra or {}).get("class"))
     if wrong is not None:
-        raise draft.fault(f"objective.{wrong[0]}", wrong[1])
-    found = own_objective.sha256(source)
-    if objective.sha256 not in (None, found):
-        raise draft.fault("objective.sha256", f"must be that of {path} ({found}) or left out, got {objective.sha256}")
-    return objective.model_copy(update={"file": path, "sha256": found})
+        raise draft.fault(f"{key}.{wrong[0]}", wrong[1])
+    found = own_code.sha256(source)
+    if section.sha256 not in (None, found):
+        raise draft.fault(f"{key}.sha256", f"must be that of {path} ({found}) or left out, got {section.sha256}")
+    return section.model_copy(update={"file": path, "sha256": found})
 
 
 def _resolved_places(name: str, job: Job | SearchJob, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -49,7 +49,10 @@ MEANINGS: dict[str, str] = {
     "data.interpolation": "How images are resized; default: the backbone's own.",
     # model
     "model.vote": "Who decides the class: the last layer, all equally, weights fitted on held-out images, or these.",
-    "model.arch": "Which network of ours.",
+    "model.arch": "Which network of ours; with a file: own.",
+    "model.file": "Python file of your own with the network that `class` names; other keys are its options.",
+    "model.sha256": "Hash of the file, noted by the run.",
+    "model.layers": "How many bodies the network has, noted by the run.",
     "model.widths": "Units or channels of each layer, from the first on.",
     "model.norm": "Normalisation of each layer.",
     "model.dropout": "Share of a layer's outputs that is dropped in training.",

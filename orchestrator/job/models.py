@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from orchestrator.job.section import Decay, Natural, NonNegative, Section, Width, Words
+from orchestrator.job.section import Count, Decay, Natural, NonNegative, Section, Width, Words
 
 
 class Model(Section):
@@ -45,6 +45,21 @@ class ResnetModel(VggModel):
     """The same layers, with a shortcut around each convolution but the first; it has no parameters."""
 
     arch: Literal["resnet"]  # type: ignore[assignment]
+
+
+class FileModel(Model):
+    """A network in a file of the user's, `class` in `file`; the keys that are not named here are its options.
+
+    `sha256` is the hash of the file and `layers` the number of its bodies, noted when a job is read and started.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    arch: Literal["own"]
+    file: Words
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    layers: Count | None = None
+    head_grid: Annotated[int, Field(ge=1, le=64)] = 4
 
 
 class BackboneModel(Model):

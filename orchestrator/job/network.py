@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hff.shapes import HeadShape, LayerShape
-    from orchestrator.job.models import BackboneModel, OwnModel
+    from orchestrator.job.models import BackboneModel, FileModel, OwnModel
     from orchestrator.job.schema import Features, Job
 
 ASSUMED_CLASSES = 10
@@ -65,7 +65,7 @@ def layer_shapes(job: Job, num_classes: int | None, image_size: int | None = Non
     from hff.shapes import ARCHITECTURES, describe
 
     model = own_model(job)
-    assert model is not None, "the shapes of a backbone are known to its own library alone"
+    assert model is not None, "shapes of a backbone or of a user's own network are known to their code alone"
     options = ARCHITECTURES[model.arch]
     values = {f.name: getattr(model, f.name) for f in fields(options)}
     side = image_size or job.data.image_size
@@ -120,6 +120,13 @@ def own_model(job: Job) -> OwnModel | None:
     return job.model if isinstance(job.model, OwnModel) else None
 
 
+def file_model(job: Job) -> FileModel | None:
+    """The model section when the network is a class in a file of the user's."""
+    from orchestrator.job.models import FileModel
+
+    return job.model if isinstance(job.model, FileModel) else None
+
+
 def backbone_model(job: Job) -> BackboneModel | None:
     """The model section when the network is a timm backbone with heads."""
     from orchestrator.job.models import BackboneModel
@@ -137,12 +144,13 @@ def cached_features(job: Job) -> Features | None:
 
 
 def units(job: Job) -> int | None:
-    """The number of locally trained units: what a stage can own. None where only the backbone can tell."""
+    """The number of locally trained units: what a stage can own. None where only the network's code can tell."""
     if job.objective.name == "bp":
         return 1
-    own, trunk = own_model(job), backbone_model(job)
-    if own is not None:
-        return -(-len(own.widths) // block_size(job))
+    own, in_file, trunk = own_model(job), file_model(job), backbone_model(job)
+    bodies = len(own.widths) if own is not None else getattr(in_file, "layers", None)
+    if bodies is not None:
+        return -(-int(bodies) // block_size(job))
     if trunk is None or trunk.heads_at == "all":
         return None
     return (1 if trunk.heads_at == "last" else len(set(trunk.heads_at))) + len(trunk.top_widths)

@@ -33,7 +33,7 @@ def goodness(job: Job) -> Found:
     if job.objective.name != "ff":
         return
     if network.own_model(job) is None:
-        yield "objective.name", "must be hff, ce, bp or own with a backbone, got 'ff'"
+        yield "objective.name", f"must be hff, ce, bp or own with {_foreign(job)}, got 'ff'"
     elif getattr(job.model, "norm", None) != "none":
         text = "must be none with objective ff (a norm takes goodness away; lengths are normalised between layers)"
         yield "model.norm", f"{text}, got {show(getattr(job.model, 'norm', None))}"
@@ -44,7 +44,7 @@ def aux_convs(job: Job) -> Found:
     depth = getattr(job.objective, "aux_convs", 0)
     model = network.own_model(job)
     if depth and (model is None or model.arch == "mlp"):
-        where = "a backbone" if model is None else "arch mlp, whose layers have no maps"
+        where = _foreign(job) if model is None else "arch mlp, whose layers have no maps"
         yield "objective.aux_convs", f"must be 0 with {where}, got {depth}"
 
 
@@ -59,14 +59,20 @@ def coarse(job: Job) -> Found:
             yield f"objective.coarse.{place}", f"must be at most {classes}, the number of classes, got {groups}"
 
 
+def _foreign(job: Job) -> str:
+    return "a backbone" if network.backbone_model(job) else "a model file"
+
+
 def own_class(job: Job) -> Found:
-    if job.objective.name != "own":
-        return
-    given = (job.objective.model_extra or {}).get("class")
-    if given is None:
-        yield "objective.class", "must be given (the name of a class in objective.file), got nothing"
-    elif not (isinstance(given, str) and given.isidentifier()):
-        yield "objective.class", f"must be the name of a class, got {show(given)}"
+    """A section with a file names a class in it."""
+    for key, section in (("objective", job.objective), ("model", job.model)):
+        if not hasattr(section, "sha256"):
+            continue
+        given = (section.model_extra or {}).get("class")
+        if given is None:
+            yield f"{key}.class", f"must be given (the name of a class in {key}.file), got nothing"
+        elif not (isinstance(given, str) and given.isidentifier()):
+            yield f"{key}.class", f"must be the name of a class, got {show(given)}"
 
 
 def scale(job: Job) -> Found:

@@ -35,6 +35,7 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("data", "augment", "mixup"): 0.0,
     ("data", "augment", "cutmix"): 0.0,
 }
+_WITH_CODE = ("model", "objective")
 _FREE_DATA = (
     "train",
     "test",
@@ -107,9 +108,9 @@ def decisive(job: Mapping[str, Any]) -> dict[str, Any]:
     data = {key: value for key, value in dict(job["data"]).items() if key not in _FREE_DATA}
     if not isinstance(data.get("val"), dict):
         data.pop("val", None)
-    # An own objective is known by the hash of its file.
-    objective = {key: value for key, value in dict(job["objective"]).items() if key != "file"}
-    return _as_before(kept | {"data": data, "objective": objective})
+    # Code of the user's own is known by the hash of its file.
+    own = {part: {key: value for key, value in dict(job[part]).items() if key != "file"} for part in _WITH_CODE}
+    return _as_before(kept | {"data": data} | own)
 
 
 def _as_before(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from orchestrator.job import checks, paths
-from orchestrator.job.models import BackboneModel, MlpModel, Model, ResnetModel, VggModel
+from orchestrator.job.models import BackboneModel, FileModel, MlpModel, Model, ResnetModel, VggModel
 from orchestrator.job.objectives import AnyObjective
 from orchestrator.job.section import (
     LARGE,
@@ -322,7 +322,7 @@ class TrainJob(Job):
     """A network of our own, trained from its first weights."""
 
     kind: Literal["train"]
-    model: Annotated[MlpModel | VggModel | ResnetModel, Field(discriminator="arch")]
+    model: Annotated[MlpModel | VggModel | ResnetModel | FileModel, Field(discriminator="arch")]
 
 
 class TransferJob(Job):

@@ -35,7 +35,8 @@ from orchestrator.run import checkpoint, prepare
 from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded, refuse_quarantined
 from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
-from orchestrator.run.own_head import kept_objective, try_head
+from orchestrator.run.own_code import kept_code
+from orchestrator.run.own_head import try_head
 from orchestrator.run.planning import backbone_line, own_cores, plan_for, resolved, shapes_of, sharing_note
 from orchestrator.run.records import description, tracking
 from orchestrator.run.records.start import StartClock
@@ -126,7 +127,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     plan = _plan(drive, shapes, datasets, job.cluster.workers)
     try_head(drive.values["objective"], shapes[-1].head_features, len(datasets.classes))
     folder.path.mkdir(parents=True, exist_ok=True)
-    drive.job, written = kept_objective(job, folder)
+    drive.job, written = kept_code(job, folder)
     job, drive.values = drive.job, job_to_dict(drive.job)
     _claim(drive, written)
     write_json(folder.classes, datasets.classes)

@@ -99,9 +99,9 @@ class RunFolder:
         return self.path / "probe.json"
 
     @property
-    def objective(self) -> Path:
-        """The copy of the user's own objective, where the job has one."""
-        return self.path / "objective.py"
+    def own_code(self) -> dict[str, Path]:
+        """The copy of the user's own code by the section of the job that names it; there where the job does."""
+        return {key: self.path / f"{key}.py" for key in ("model", "objective")}
 
     @property
     def classes(self) -> Path:

@@ -12,9 +12,12 @@ from hff import shapes
 from hff.architectures import AnyHead, HeadOptions, build_layers
 from hff.layers import LocalLayer
 from hff.network import vote_weights
+from orchestrator.job.own_code import is_own
 from orchestrator.job.per_layer import of_layer
 from orchestrator.run.inference.classifier import framing
-from orchestrator.run.own_head import own_head, with_source
+from orchestrator.run.own_code import with_source
+from orchestrator.run.own_head import own_head
+from orchestrator.run.own_network import own_architecture
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
@@ -82,10 +85,12 @@ def build(
             pretrained=pretrained,
         )
     else:
+        options: Any = own_architecture(model) if is_own(model) else architecture(model)
+        bodies = options.depth if is_own(model) else len(model["widths"])
         layers = build_layers(
-            architecture(model),
+            options,
             input_shape,
-            [head(index) for index in range(len(model["widths"]))],
+            [head(index) for index in range(bodies)],
             seed=seed,
             block_size=objective.get("block_size", 1),
             end_to_end=end_to_end,
@@ -116,7 +121,7 @@ def description(job: dict[str, Any], classes: Sequence[str], state: dict[str, An
     data = {key: job["data"][key] for key in ("image_size", "channels", "mean", "std")} | framing(job["data"])
     return {
         "name": job["name"],
-        "model": job["model"],
+        "model": with_source(job["model"]),
         "objective": with_source(job["objective"]),
         "per_layer": job["per_layer"],
         "data": data,

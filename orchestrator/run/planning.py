@@ -1,6 +1,6 @@
 """From a job to its plan, with the data's own numbers or, offline, with those that the job states.
 
-No torch, except for a backbone, whose shapes its own library has to tell.
+No torch, except for a backbone or a network of the user's own, whose shapes their code has to tell.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from hff.shapes import LayerShape
 from orchestrator.errors import JobError
 from orchestrator.job.network import (
     backbone_model,
+    block_size,
     cached_features,
+    file_model,
     head_shape,
     known_classes,
     known_train_samples,
@@ -29,12 +31,19 @@ from orchestrator.pipeline.plan import Plan, make_plan
 
 
 def resolved(job: Job) -> Job:
-    """The job with everything that only its backbone's library knows; others are complete. Raises JobError."""
-    if backbone_model(job) is None:
-        return job
-    from orchestrator.transfer.resolve import resolve
+    """The job with everything that only its backbone's or its user's code knows; others are complete.
 
-    return resolve(job)
+    Raises JobError.
+    """
+    if backbone_model(job) is not None:
+        from orchestrator.transfer.resolve import resolve
+
+        return resolve(job)
+    if file_model(job) is not None:
+        from orchestrator.run.own_network import resolve as with_depth
+
+        return with_depth(job)
+    return job
 
 
 def backbone_line(job: Job) -> str | None:
@@ -65,6 +74,17 @@ def shapes_of(job: Job, classes: int) -> tuple[LayerShape, ...]:
         if cached_features(job) is None:
             return shapes
         return fed_shapes(shapes, cached_parts(values, job.data.image_size, end_to_end=end_to_end))
+    own = file_model(job)
+    if own is not None:
+        from orchestrator.run.own_network import own_shapes
+
+        return own_shapes(
+            own.model_dump(mode="json"),
+            (job.data.channels, job.data.image_size, job.data.image_size),
+            [head_shape(job, classes, layer) for layer in range(own.layers or 0)],
+            block_size=block_size(job),
+            end_to_end=job.objective.name == "bp",
+        )
     try:
         return layer_shapes(job, classes)
     except ValueError as error:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hff.measured import Measured, measure
 from hff.randomness import derive_seed, seeded
 from hff.shapes import Shape
 from orchestrator.errors import JobError, OrchestratorError
@@ -30,23 +31,11 @@ class InputForm:
 
 
 @dataclass(frozen=True)
-class StageShape:
-    """One stage of a trunk, per sample and forward only. `activations` counts what its inner modules put out."""
-
-    name: str
-    input: Shape
-    output: Shape
-    parameters: int
-    buffers: int
-    flops: int
-    activations: int
-
-
-@dataclass(frozen=True)
 class TrunkShape:
     """All stages, and the number of tokens at the front that stand for no place in the image."""
 
-    stages: tuple[StageShape, ...]
+    input: Shape
+    stages: tuple[Measured, ...]
     prefix_tokens: int
 
 
@@ -70,13 +59,13 @@ def trunk_shape(backbone: str, image_size: int) -> TrunkShape:
     stages = _split(model, backbone, image_size)
     x = _image(image_size)
     shapes = []
-    for number, stage in enumerate(stages):
-        x, shape = _measure(f"stage{number}", stage, x)
+    for stage in stages:
+        x, shape = measure(stage, x)
         shapes.append(shape)
     tokens = [s.output[0] - prefix for s in shapes if len(s.output) == 2]
     if any(math.isqrt(n) ** 2 != n for n in tokens):
         raise JobError(f"model.backbone: {backbone} cannot be used: its {tokens[0]} tokens are no square map")
-    return TrunkShape(tuple(shapes), prefix)
+    return TrunkShape((3, image_size, image_size), tuple(shapes), prefix)
 
 
 def build_trunk(backbone: str, pretrained: bool | str, image_size: int, seed: int) -> list[TrunkStage]:
@@ -151,34 +140,6 @@ def _observed(twin: Any, backbone: str, image_size: int) -> tuple[list[str], set
         return chain(twin, _image(image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise JobError(f"model.backbone: {backbone} does not take images of {image_size}: {error}") from error
-
-
-def _measure(name: str, stage: TrunkStage, x: Tensor) -> tuple[Tensor, StageShape]:
-    """Run a stage on the meta device and note what it is."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton
-
-    activations = 0
-
-    def note(module: nn.Module, args: Any, result: Any) -> None:
-        nonlocal activations
-        activations += result.numel() if isinstance(result, Tensor) else 0
-
-    leaves = [m for m in stage.modules() if not any(True for _ in m.children())]
-    handles = [m.register_forward_hook(note) for m in leaves]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        y = stage(x)
-    for handle in handles:
-        handle.remove()
-    shape = StageShape(
-        name=name,
-        input=tuple(x.shape[1:]),
-        output=tuple(y.shape[1:]),
-        parameters=sum(p.numel() for p in stage.parameters()),
-        buffers=sum(b.numel() for b in stage.buffers()),
-        flops=counter.get_total_flops(),
-        activations=activations,
-    )
-    return y, shape
 
 
 def _whole_names(backbone: str) -> tuple[set[str], Any]:

@@ -11,10 +11,11 @@ from torch import nn
 
 from hff.architectures import AnyHead, make_head
 from hff.layers import Frozen, LocalLayer, Pooled, linear_body
+from hff.measured import Measured
 from hff.randomness import derive_seed, seeded
 from hff.shapes import HeadShape, Inner, LayerShape, Shape, head_features
 from orchestrator.errors import JobError
-from orchestrator.transfer.backbone import StageShape, TrunkShape, build_trunk, trunk_shape
+from orchestrator.transfer.backbone import TrunkShape, build_trunk, trunk_shape
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def unit_shapes(
     trunk = trunk_shape(model["backbone"], image_size)
     frozen = frozen_stages(model, len(trunk.stages))
     shapes: list[LayerShape] = []
-    source: Shape = trunk.stages[0].input
+    source: Shape = trunk.input
     for index, unit in enumerate(plan_units(model, len(trunk.stages), end_to_end=end_to_end)):
         shape = _unit_shape(model, trunk, unit, source, frozen, head(index))
         shapes.append(shape)
@@ -126,7 +127,7 @@ def _unit_shape(
     )
 
 
-def _total(stages: Sequence[StageShape], count: str) -> int:
+def _total(stages: Sequence[Measured], count: str) -> int:
     return sum(getattr(s, count) for s in stages)
 
 

@@ -133,7 +133,7 @@ KEYS = (
     _edit("missing section", "objective: {name: hff}\n", "", "PATH:1: objective: must be given (a mapping of keys), got nothing"),
     _edit("missing name of the objective", "{name: hff}", "{margin: 0.1}", "PATH:7: objective.name: must be given (one of hff, ff, ce, bp, own), got nothing"),
     _edit("empty section", "{workers: 2, stages: 2}", "", "PATH:12: cluster: must be a mapping of keys, got nothing"),
-    _edit("unknown architecture", "arch: vgg", "arch: vgg16", "PATH:6: model.arch: must be one of mlp, vgg, resnet, got 'vgg16'; did you mean 'vgg'?"),
+    _edit("unknown architecture", "arch: vgg", "arch: vgg16", "PATH:6: model.arch: must be one of mlp, vgg, resnet, own, got 'vgg16'; did you mean 'vgg'?"),
     _edit("another tool's word for a key", "  lr: 1e-3", "  lr: 1e-3\n  learning_rate: 1", "PATH:12: train.learning_rate: must be a known key, got 'learning_rate'; did you mean 'lr'?"),
     _edit("unknown optimizer", "  lr: 1e-3", "  lr: 1e-3\n  optimizer: lion", "PATH:12: train.optimizer: must be one of adamw, sgd, got 'lion'"),
     _edit("unknown objective", "{name: hff}", "{name: hfff}", "PATH:7: objective.name: must be one of hff, ff, ce, bp, own, got 'hfff'; did you mean 'hff'?"),

@@ -63,9 +63,9 @@ def test_what_is_described_is_what_is_built(backbone: str) -> None:
     shape = trunk_shape(backbone, size)
     stages = build_trunk(backbone, False, size, seed=0)
     x = images(size, 1)
+    assert tuple(x.shape[1:]) == shape.input
     assert len(shape.stages) == len(stages) == 4
     for described, stage in zip(shape.stages, stages, strict=True):
-        assert tuple(x.shape[1:]) == described.input
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             x = stage.eval()(x)
         assert tuple(x.shape[1:]) == described.output

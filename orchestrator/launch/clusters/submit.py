@@ -51,7 +51,7 @@ def plan_submission(
     words = run_words(job_path, [*overrides, *(f"{key}={place}" for key, place in places.items())], resume)
     package = choose_files(root, [Path(job.runs), *map(Path, places.values())])
     if isinstance(job, Job):
-        _refuse_left_objective(job, package)
+        _refuse_left_code(job, package)
     return Submission(
         name=job.name,
         entrypoint=shlex.join(words),
@@ -71,13 +71,15 @@ def _local_files(job: Job) -> dict[str, str]:
     }
 
 
-def _refuse_left_objective(job: Job, package: Package) -> None:
-    """The user's own objective must be among the files that travel."""
-    place = getattr(job.objective, "file", None)
-    if place is not None and str(Path(place).resolve()) not in {str(package.root / name) for name in package.files}:
-        raise JobError(
-            f"objective.file: must be a file of {package.root} that is uploaded (not ignored by git), got {place}"
-        )
+def _refuse_left_code(job: Job, package: Package) -> None:
+    """The user's own code must be among the files that travel."""
+    travelling = {str(package.root / name) for name in package.files}
+    for key in ("model", "objective"):
+        place = getattr(getattr(job, key), "file", None)
+        if place is not None and str(Path(place).resolve()) not in travelling:
+            raise JobError(
+                f"{key}.file: must be a file of {package.root} that is uploaded (not ignored by git), got {place}"
+            )
 
 
 def submit_command(job_path: str, overrides: Sequence[str], *, address: str | None, resume: str, dry_run: bool) -> int:

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
+from orchestrator.job.own_code import is_own
 from orchestrator.run import network
 from orchestrator.run.inference.classifier import Classifier
 from orchestrator.run.inference.trained import TrainedRun, trained_run, vote_weights
@@ -76,14 +77,14 @@ def export_run(run: Path, form: str, out: Path | None = None, *, replace: bool =
 def load_safetensors(path: Path, *, run_its_code: bool = False) -> tuple[Classifier, dict[str, Any]]:
     """The network of an exported .safetensors file and its description (classes, model, data, precision).
 
-    A network with an objective of its user's own holds that code, which is run with `run_its_code` alone. Raises
-    CheckpointError without it, and when the file does not hold a network.
+    A network with a model or objective of its user's own holds that code, which is run with `run_its_code` alone.
+    Raises CheckpointError without it, and when the file does not hold a network.
     """
     try:
         with safe_open(path, framework="pt") as file:
             description: dict[str, Any] = json.loads(file.metadata()[_DESCRIPTION])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if description["objective"]["name"] == "own" and not run_its_code:
+        if (is_own(description["model"]) or is_own(description["objective"])) and not run_its_code:
             raise ValueError("it holds code of its own; pass run_its_code=True where you trust it")
         layers = network.rebuild(description)
         classifier = Classifier(layers, vote_weights(description, len(layers)), description["data"])

@@ -46,7 +46,7 @@ def note(values: Mapping[str, Any], plan: Mapping[str, Any], datasets: Datasets,
 
 def _network(values: Mapping[str, Any], layers: int) -> str:
     model = values["model"]
-    name = model.get("backbone") or model.get("arch")
+    name = model.get("backbone") or model.get("class") or model.get("arch")
     return f"`{name}` of {layers} {'layer' if layers == 1 else 'layers'}"
 
 

@@ -13,6 +13,7 @@ from orchestrator.data.stores.remote import Patience
 from orchestrator.data.stores.run_store import RunStore
 from orchestrator.errors import CheckpointError, OrchestratorError
 from orchestrator.job import paths
+from orchestrator.job.own_code import is_own
 from orchestrator.run import checkpoint
 from orchestrator.run.context import Context
 from orchestrator.run.datasets import prepare_embedded
@@ -146,8 +147,9 @@ def _here(path: str, folder: RunFolder) -> Path:
 
 def _moved(assignment: Assignment, folder: RunFolder) -> Assignment:
     job: dict[str, Any] = {**assignment.job, "runs": str(folder.path.parent)}
-    if job["objective"]["name"] == "own":
-        job["objective"] = {**job["objective"], "file": str(folder.objective)}
+    for key, copy in folder.own_code.items():
+        if is_own(job[key]):
+            job[key] = {**job[key], "file": str(copy)}
     source = assignment.resume_from
     resume_from = None if source is None else str(_here(source, folder))
     return replace(assignment, job=job, run_dir=str(folder.path), resume_from=resume_from)

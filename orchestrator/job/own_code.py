@@ -1,4 +1,4 @@
-"""An objective in a file of the user's: found, parsed and hashed, never run here. No torch."""
+"""An objective or a model in a file of the user's: found, parsed and hashed, never run here. No torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from typing import Any
 from orchestrator.job.show import show
 
 LARGEST_BYTES = 2**20
-# What the objective section says itself; all other keys are options of the class.
-KEYS = ("name", "file", "class", "sha256", "block_size")
+# What a section with a file says itself; all other keys are options of the class.
+KEYS = {
+    "objective": ("name", "file", "class", "sha256", "block_size"),
+    "model": ("arch", "file", "class", "sha256", "layers", "head_grid", "vote"),
+}
 
 
-def options(objective: Mapping[str, Any]) -> dict[str, Any]:
-    """What is passed on to the class, from the resolved `objective` section."""
-    return {key: value for key, value in objective.items() if key not in (*KEYS, "source")}
+def is_own(section: Mapping[str, Any]) -> bool:
+    """Whether a resolved `model` or `objective` section names a class in a file of the user's."""
+    return "own" in (section.get("name"), section.get("arch"))
+
+
+def options(key: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """What is passed on to the class, from the resolved section `key`."""
+    return {name: value for name, value in section.items() if name not in (*KEYS[key], "source")}
 
 
 def sha256(source: str) -> str:
@@ -25,7 +33,7 @@ def sha256(source: str) -> str:
 
 
 def read(path: str) -> str:
-    """The text of the file. Raises ValueError with what it must be where it cannot be an objective's."""
+    """The text of the file. Raises ValueError with what it must be where it cannot hold a class."""
     try:
         with open(path, "rb") as file:
             source = file.read(LARGEST_BYTES + 1)
@@ -43,7 +51,7 @@ def read(path: str) -> str:
 
 
 def class_fault(source: str, path: str, name: object) -> tuple[str, str] | None:
-    """Which key of `objective` is wrong, and what it must be; None where the file defines the class."""
+    """Which key of the section is wrong, and what it must be; None where the file defines the class."""
     try:
         tree = ast.parse(source, path)
     except SyntaxError as error:
