@@ -26,11 +26,21 @@ def prepare_torch(cluster: dict[str, Any], device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
 
 
+# Of one body: training, evaluation, a ragged last batch of each, small images first.
+_FORMS = 8
+
+
 def compile_layers(layers: Sequence[LocalLayer]) -> None:
     """Let torch.compile make code of each body at its first use. Raises JobError without a compiler."""
     names = [os.environ.get("CXX", "g++"), "clang++", "c++"]
     if not any(shutil.which(name) for name in names):
         raise JobError(f"train.compile: needs a C++ compiler on every worker ({', '.join(names)}), found none")
+    from torch._dynamo import config
+
+    # All bodies share the code of Module.__call__, whose compiled forms torch counts together: beyond its limit of 8
+    # a body would run as it is, with no more than a warning.
+    config.recompile_limit = max(config.recompile_limit, _FORMS * len(layers))
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * _FORMS * len(layers))
     for layer in layers:
         layer.body.compile()
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+import hff
 from orchestrator.errors import EXIT_DONE, EXIT_JOB
+from orchestrator.run.device import compile_layers
 from tests.conftest import Command
 from tests.run.test_same_weights import assert_same_but_for_rounding, flags
 from tests.runs import assert_same_bits, newest, summary_of
@@ -114,6 +117,21 @@ def test_compiled_layers_learn_what_others_learn(trained: Callable[..., Path]) -
     plain = trained("plain", recipe=())
     compiled = trained("compiled", "train.compile=true", recipe=())
     assert summary_of(compiled)["val_top1"] == pytest.approx(summary_of(plain)["val_top1"], abs=0.03)
+
+
+@pytest.mark.slow
+def test_more_layers_than_torch_compiles_by_default_are_all_compiled() -> None:
+    """Torch's own limit of eight would leave the others as they are."""
+    from torch._dynamo.utils import counters  # takes seconds, which the other tests here need not wait for
+
+    options = hff.MlpOptions(widths=tuple(range(4, 14)))
+    layers = hff.build_layers(options, (1, 2, 2), hff.HeadOptions(num_classes=2), seed=0)
+    before = counters["stats"]["unique_graphs"]
+    compile_layers(layers)
+    x = torch.randn(8, 1, 2, 2)
+    for layer in layers:
+        x = layer(x).detach()
+    assert counters["stats"]["unique_graphs"] - before == len(layers)
 
 
 def test_without_a_compiler_compiling_is_refused(
