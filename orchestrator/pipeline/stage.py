@@ -226,11 +226,13 @@ class Stage:
 
         The first stage agrees on both; to the others they come with the batch.
         """
-        if batch.count:
-            return batch.count, batch.stop
+        return (batch.count, batch.stop) if batch.count else self.sum_over_replicas(len(batch.target), batch.stop)
+
+    def sum_over_replicas(self, count: int, stop: bool) -> tuple[int, bool]:
+        """The counts of all replicas of this stage together, and whether any of them wants to stop; all call it."""
         if self.replicas is None:
-            return len(batch.target), batch.stop
-        both = torch.tensor([len(batch.target), int(batch.stop)], dtype=torch.int64)
+            return count, stop
+        both = torch.tensor([count, int(stop)], dtype=torch.int64)
         began = time.perf_counter()
         with self.trace.span("agree"):
             dist.all_reduce(both, group=self.replicas)

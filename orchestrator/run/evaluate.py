@@ -39,11 +39,12 @@ def evaluate(
     is_last: bool,
     control: Control,
     mistakes: int = 0,
-) -> Evaluation:
+) -> Evaluation | None:
     """Run one pass; every worker calls this and every worker gets the same result.
 
-    `batches` feeds the first stage and is None elsewhere; its last batch is marked `last`. `vote_weights`
-    has one weight per layer of the network. The `mistakes` surest mistakes are kept.
+    `batches` feeds the first stage and is None elsewhere; its last batch is marked `last`. Where one is marked `stop`,
+    the same for all replicas, the pass ends with it and there is no result. `vote_weights` has one weight per layer of
+    the network. The `mistakes` surest mistakes are kept.
     """
     surest = MistakesOfPart(mistakes)
     correct = torch.zeros(len(stage.layers), dtype=torch.int64, device=stage.device)
@@ -56,6 +57,8 @@ def evaluate(
             _count(vote, batch.target, counts, confusion, num_classes)
         if is_last and mistakes:
             surest.add(vote, batch.target)
+        if batch.stop:
+            return None
         if batch.last:
             break
     mine = {

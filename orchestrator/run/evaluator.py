@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.pipeline.mesh import Mesh
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Evaluator:
     """Evaluates with the weights that count, as all other workers do at the same step.
 
-    `vote_weights` are those that were fitted, None before that and where the job wants none fitted.
+    `vote_weights` are those that were fitted, None before that and where the job wants none fitted. `stopped` says, on
+    every worker, that the run was told to stop and the last evaluation has no result.
     """
 
     assignment: Assignment
@@ -36,6 +37,7 @@ class Evaluator:
     normalise: Ready
     heartbeat: Heartbeat
     vote_weights: list[float] | None = None
+    stopped: bool = False
 
     def fit_votes(self) -> None:
         """Fit the vote weights on images that no layer has learned from, where the job wants it."""
@@ -55,8 +57,8 @@ class Evaluator:
         self.stage.take_totals()
 
     def evaluate(self, part: Part | None, done: int, phase: str, *, mistakes: int = 0) -> Evaluation | None:
-        """Classify `part` after `done` steps; None where the job has no such part."""
-        if part is None:
+        """Classify `part` after `done` steps; None where the job has no such part, or the run was told to stop."""
+        if part is None or self.stopped:
             return None
         self.heartbeat.state.update(phase=phase)
         stage_index, _ = self.mesh.place(self.rank)
@@ -65,16 +67,24 @@ class Evaluator:
         with self.stage.weights_that_count():
             result = evaluate(
                 self.stage,
-                self._batches(part),
+                self._stoppable(self._batches(part)),
                 vote_weights=network.votes(self.assignment.job["model"], layers, depth, self.vote_weights),
                 num_classes=self.assignment.num_classes,
                 is_last=stage_index == self.mesh.stages - 1,
                 control=self.control,
                 mistakes=mistakes,
             )
+        self.stopped = result is None
         self.stage.take_totals()
         self.heartbeat.state.update(phase="train")
         return result
+
+    def _stoppable(self, batches: Iterator[StageInput] | None) -> Iterator[StageInput] | None:
+        """Batches of the first stage with its wish to stop, which travels with them to the others."""
+        if batches is None:
+            return None
+        wanted = self.heartbeat.stop_requested
+        return (replace(batch, stop=self.stage.sum_over_replicas(0, wanted())[1]) for batch in batches)
 
     def _batches(self, part: Part) -> Iterator[StageInput] | None:
         stage_index, replica = self.mesh.place(self.rank)

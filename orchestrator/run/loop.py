@@ -141,16 +141,18 @@ class Loop:
             if ends:
                 self._end_epoch(done, parts, stop)
                 self.window = time.perf_counter()
+            if self.evaluator.stopped and not saves:
+                self._save(done, must=True)
+            stop = stop or self.evaluator.stopped
             if stop and done < total:
                 break
         else:
             stop = False
         if feed is not None:
             feed.close()
-        if stop:
-            return self._leave("interrupted")
-        self._finish(start)
-        return self._leave("finished")
+        if not stop:
+            self._finish(start)
+        return self._leave("interrupted" if stop or self.evaluator.stopped else "finished")
 
     def _tick(self) -> None:
         """Add the time since the last tick to the clocks of the training loop."""
@@ -315,6 +317,8 @@ class Loop:
         total = self.schedule.total_steps
         val = self.evaluator.evaluate(self.datasets.val, total, "evaluate", mistakes=mistakes.SHOWN)
         test = self.evaluator.evaluate(self.datasets.test, total, "test")
+        if self.evaluator.stopped:
+            return
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if self.stage.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(self.stage.device)

@@ -37,6 +37,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
         is_last=True,
         control=Control(1),
     )
+    assert result is not None, "nothing stops these batches"
     return {
         "run": trained.name,
         "step": trained.step,
