@@ -43,6 +43,11 @@ def add_to(actions: Any) -> None:
     pack.add_argument("--max-side", metavar="PIXELS", help="make larger images smaller")
     pack.add_argument("--quality", metavar="1..100", help="encode every JPEG anew (default of --max-side: 90)")
     pack.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out images that cannot be packed, at most one in ten; index.json and `stats` name them",
+    )
+    pack.add_argument(
         "--ray",
         action="store_true",
         help="write the shards on the Ray cluster at RAY_ADDRESS, whose nodes see SOURCE and OUT under these paths",
@@ -107,6 +112,7 @@ def _pack(arguments: argparse.Namespace, share: Share | None) -> int:
         encoding=Encoding(_number(arguments.max_side, "--max-side"), _number(arguments.quality, "--quality", most=100)),
         shard_bytes=(_number(arguments.shard_size, "--shard-size") or 0) * 2**20,
         jobs=_number(arguments.jobs, "--jobs"),
+        skip_bad=arguments.skip_bad,
         share=share,
     )
 

@@ -15,7 +15,7 @@ from orchestrator.data.describe import describe
 from orchestrator.data.index import Index, open_index
 from orchestrator.data.packing.in_place import index_in_place
 from orchestrator.data.packing.labels import Labelling, some
-from orchestrator.data.packing.pack import SHARD_BYTES, Share, stated_options
+from orchestrator.data.packing.pack import SHARD_BYTES, Share, stated_options, told
 from orchestrator.data.packing.pack import pack as pack_shards
 from orchestrator.data.packing.reencode import Encoding
 from orchestrator.data.packing.upload import pack_into_store
@@ -89,6 +89,7 @@ def pack(
     encoding: Encoding | None = None,
     shard_bytes: int = SHARD_BYTES,
     jobs: int | None = None,
+    skip_bad: bool = False,
     share: Share | None = None,
 ) -> int:
     """Pack into a folder and say how it went; returns the exit code. Raises DataError, JobError, Interrupted."""
@@ -106,6 +107,7 @@ def pack(
             encoding=encoding,
             shard_bytes=shard_bytes,
             jobs=jobs,
+            skip_bad=skip_bad,
             progress=ticker,
             say=_say,
             share=share,
@@ -113,7 +115,15 @@ def pack(
     print(f"{out}: {_summary(index)}; {ticker.speed(index.num_samples)}; classes: {some(index.classes)}")
     if index.ignored:
         print(f"  ignored: {counted(index.ignored, 'file')} of the source, no images in a class folder")
+    if index.left_out:
+        print(f"  left out: {_left_out(index)}")
     return EXIT_DONE
+
+
+def _left_out(index: Index) -> str:
+    """How many images of the source are not there, which and why."""
+    head = f"{counted(len(index.left_out), 'image')} of the source that cannot be packed (all of them: index.json)"
+    return "\n  ".join([head, *told(index.left_out)])
 
 
 def _refuse_other(index: Index, source: str, labelling: Labelling | None, options: Mapping[str, int]) -> None:
@@ -201,6 +211,8 @@ def stats(out: str) -> int:
         print(f"  width           {_spread(found.widths)}\n  height          {_spread(found.heights)}")
     if found.bad:
         print(f"  not to be opened {found.bad} of {found.looked_at}; see: orchestrator data verify --decode")
+    if index.left_out:
+        print(f"  left out        {_left_out(index)}")
     print(f"  per class       {min(counts)} to {max(counts)} images ({found.imbalance:.2f} : 1)")
     for name, count in list(found.per_class.items())[:20]:
         print(f"    {name:<20} {count:<8} {index.class_names.get(name, '')}".rstrip())

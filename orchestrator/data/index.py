@@ -96,7 +96,8 @@ class Index:
     """An opened index. Nothing of the shards themselves has been read yet.
 
     `source` is the name of what was packed, `ignored` the number of its files that are no images, `extra` what
-    the kind states beside that, `store` where the shards are if not in `folder`, `options` those of packing.
+    the kind states beside that, `store` where the shards are if not in `folder`, `options` those of packing,
+    `left_out` why images of the source are not there, by their places in it.
     """
 
     folder: Path
@@ -111,6 +112,7 @@ class Index:
     extra: Mapping[str, Any] = field(default_factory=dict)
     store: ShardStore | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -175,6 +177,7 @@ def write_index(
     kind: Kind = IMAGES,
     extra: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    left_out: Mapping[str, str] | None = None,
 ) -> str:
     """Write members.npy, then index.json. Returns the identity, which covers `extra` (plain values) too."""
     table = folder / MEMBERS
@@ -193,6 +196,7 @@ def write_index(
         "members": {"file": table.name, "bytes": table.stat().st_size, "sha256": members_sha256},
         **({"extra": dict(extra)} if extra else {}),
         **({"options": dict(options)} if options else {}),
+        **({"left_out": dict(left_out)} if left_out else {}),
     }
     write_atomically(folder / "index.json", json.dumps(content, indent=1) + "\n")
     return identity
@@ -269,6 +273,7 @@ def _checked(folder: Path, content: dict[str, Any], kind: Kind) -> Index:
         kind,
         extra,
         options=content.get("options", {}),
+        left_out=content.get("left_out", {}),
     )
 
 

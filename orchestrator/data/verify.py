@@ -10,6 +10,7 @@ import numpy as np
 
 from orchestrator.data.images.decode import BadImage, decode
 from orchestrator.data.index import SUFFIXES, Index, ShardStore, file_sha256
+from orchestrator.data.names import source_names
 from orchestrator.data.packing.scan import Found, scan, table
 from orchestrator.data.parallel import results
 from orchestrator.data.reader import ShardReader
@@ -83,7 +84,13 @@ def problems(index: Index, *, decode: bool = False, jobs: int = 1, progress: Pro
         done += samples
         if progress is not None:
             progress(done, index.num_samples)
-    return [*_table_problems(index), *(problem for number in sorted(found) for problem in found[number])]
+    return [*_table_problems(index), *_with_names(index, [p for number in sorted(found) for p in found[number]])]
+
+
+def _with_names(index: Index, found: Sequence[Problem]) -> list[Problem]:
+    """Problems of samples with what these were called before they were packed."""
+    names = source_names(index, {problem.key for problem in found if problem.key is not None})
+    return [replace(p, text=f"{p.text} (packed from {names[p.key]})") if p.key in names else p for p in found]
 
 
 def left_out(wrong: Iterable[Problem]) -> tuple[dict[str, str], list[Problem]]:

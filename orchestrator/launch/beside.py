@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from orchestrator.errors import Interrupted
+from orchestrator.errors import Interrupted, first_line
 from orchestrator.launch.signals import StopSignal
 from orchestrator.run.folder import RunFolder, read_json
 from orchestrator.run.records import tracking
@@ -25,6 +25,20 @@ def interruptible(folder: RunFolder) -> Iterator[None]:
                 "interrupted before the first step; nothing is lost, the same command starts again"
             ) from None
         raise Interrupted("interrupted; what was saved is kept, the same command goes on from there") from None
+
+
+@contextmanager
+def failure_kept(folder: RunFolder) -> Iterator[None]:
+    """An error that ends the run is written down, for whoever looks at the run later; a stop is none."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        # A full disk is no reason to hide what came first.
+        with suppress(OSError):
+            folder.write_failure(first_line(error))
+        raise
 
 
 @contextmanager

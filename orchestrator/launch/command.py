@@ -177,6 +177,8 @@ def eval_command(
     more = {name: value for name, value in (("early_exit", exits), ("probe", probes)) if value is not None}
     result = evaluate_run(run, location) | more
     print(f"{run.name} at step {result['step']}: {counted(result['samples'], 'image')} of {result['data']}")
+    if result["unfinished"]:
+        print(result["unfinished"])
     for index, top1 in enumerate(result["layer_top1"]):
         print(f"  layer {index:>2}  top-1 {percent(top1)}")
     print(f"  network   top-1 {percent(result['top1'])}, top-5 {percent(result['top5'])}")

@@ -21,7 +21,7 @@ from orchestrator.job import paths
 from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
 from orchestrator.job.show import counted
-from orchestrator.launch.beside import followed, interruptible, stoppable
+from orchestrator.launch.beside import failure_kept, followed, interruptible, stoppable
 from orchestrator.launch.conclude import conclude
 from orchestrator.launch.drive import Begun, Drive, Launch, Part
 from orchestrator.launch.features import features_of
@@ -150,7 +150,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     drive.clock.mark("job")
     if isinstance(session, RaySession):
         drive.say(session.waiting)
-    with session as ray:
+    with failure_kept(folder), session as ray:
         if isinstance(ray, RaySession):
             ray.check_resources()
             drive.clock.mark("Ray")

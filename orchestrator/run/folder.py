@@ -71,8 +71,28 @@ class RunFolder:
 
     @property
     def outcome(self) -> Path:
-        """How the last attempt ended: finished or interrupted, and after which step."""
+        """How the last attempt ended: finished, interrupted or failed, and after which step."""
         return self.path / "outcome.json"
+
+    def write_failure(self, error: str) -> None:
+        """Say that the run ended with an error, after as many attempts as there are."""
+        step = (read_json(self.progress) or {}).get("step")
+        attempts = len(read_json(self.attempts) or [])
+        write_json(self.outcome, {"attempt": attempts, "status": "failed", "step": step, "error": error})
+
+    def failure(self) -> str | None:
+        """The error that the run ended with, in one line; None where it did not or is being tried again."""
+        outcome = read_json(self.outcome) or {}
+        if outcome.get("status") != "failed" or outcome["attempt"] != len(read_json(self.attempts) or []):
+            return None
+        return str(outcome["error"])
+
+    def unfinished(self, step: int) -> str | None:
+        """A sentence where the weights of `step` are not those of a finished run."""
+        if self.summary.exists():
+            return None
+        total = (read_json(self.progress) or {}).get("steps_total")
+        return f"The run is not finished: its newest weights are of step {step}" + (f" of {total}." if total else ".")
 
     @property
     def confusion(self) -> Path:

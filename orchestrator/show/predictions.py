@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from orchestrator.show.terminal import as_text, percent
 
 def predict_command(run: Path, images: Sequence[Path], top: int, json_path: Path | None) -> int:
     """Show the predictions, and write them as JSON (to standard output alone for `-`)."""
-    predictions = predict_images(run, list(images), top)
+    predictions = predict_images(run, list(images), top, lambda line: print(line, file=sys.stderr))
     text = json.dumps([p.to_json() for p in predictions], indent=1)
     if str(json_path) == "-":
         print(text)

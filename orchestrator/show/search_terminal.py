@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from orchestrator.job.show import show
 from orchestrator.search.record import Trial
-from orchestrator.show.terminal import as_text, duration, percent
+from orchestrator.show.terminal import as_text, duration, percent, program
 
 
 def values_text(values: Mapping[str, Any]) -> str:
@@ -75,11 +76,11 @@ def search_table(summary: Mapping[str, Any], folder: Path, tracking_uri: str) ->
         f"{len(trials)} trials ({counted}), {duration(summary['train_seconds'])} of training in "
         f"{duration(summary['wall_seconds'])}",
         f"Search folder  {folder}",
-        f"Best job       orchestrator run {folder / 'best.yaml'}",
-        f"Report         orchestrator report {folder}",
+        f"Best job       {program('orchestrator')} run {shlex.quote(str(folder / 'best.yaml'))}",
+        f"Report         {program('orchestrator')} report {shlex.quote(str(folder))}",
     ]
     if tracking_uri.startswith("sqlite"):
-        tracking_uri = f"mlflow ui --backend-store-uri {tracking_uri}"
+        tracking_uri = f"{program('mlflow')} ui --backend-store-uri {tracking_uri}"
     return "\n".join([*lines, f"MLflow         {tracking_uri}"])
 
 

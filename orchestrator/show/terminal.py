@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,12 +146,22 @@ def result_table(summary: dict[str, Any], run_dir: Path | str, tracking_uri: str
     facts += [] if busy is None else [f"pipeline efficiency {busy:.2f} (1: the slowest stage never waits)"]
     lines.append(", ".join([*facts, f"attempt {summary['attempts']}"]))
     lines.append(f"Run folder   {run_dir}")
-    lines.append(f"Report       orchestrator report {run_dir}")
+    lines.append(f"Report       {program('orchestrator')} report {shlex.quote(str(run_dir))}")
     if tracking_uri.startswith("sqlite"):
-        lines.append(f"MLflow       mlflow ui --backend-store-uri {tracking_uri}")
+        lines.append(f"MLflow       {program('mlflow')} ui --backend-store-uri {shlex.quote(tracking_uri)}")
     else:
         lines.append(f"MLflow       {tracking_uri}")
     return "\n".join(lines)
+
+
+def program(name: str) -> str:
+    """How a program of this environment is called here: by its name where the shell finds it, else by its path."""
+    own = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if not own.exists() or (found is not None and os.path.samefile(found, own)):
+        return name
+    beside = os.path.relpath(own)
+    return shlex.quote(str(own) if beside.startswith("..") else beside)
 
 
 def _accuracies(summary: Mapping[str, Any]) -> str:

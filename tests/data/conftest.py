@@ -34,6 +34,15 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", mode: str | None = None, **op
     return buffer.getvalue()
 
 
+# What a PNG ends with: a damaged one that has it is packed, and found when it is decoded.
+PNG_END = bytes(4) + b"IEND\xaeB`\x82"
+
+
+def without_tables(jpeg: bytes) -> bytes:
+    """A JPEG with all its parts but one: nothing but decoding tells."""
+    return jpeg.replace(b"\xff\xdb", b"\xff\xec")
+
+
 def tar_bytes(files: Sequence[tuple[str, bytes]]) -> bytes:
     """A tar of (name, content)."""
     buffer = io.BytesIO()

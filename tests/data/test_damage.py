@@ -18,7 +18,7 @@ from orchestrator.data.quarantine import FILE, quarantined
 from orchestrator.data.verify import problems
 from orchestrator.errors import DataError
 from tests.conftest import Command
-from tests.data.conftest import encoded, noise, write_tar
+from tests.data.conftest import PNG_END, encoded, noise, write_tar
 
 
 def source_of(index: Index) -> ImageSource:
@@ -105,7 +105,7 @@ def test_a_bad_sample_is_named_then_left_out_and_counted(small: Index, in_proces
 
 
 def test_quarantine_uses_up_no_budget_but_other_faults_do(tmp_path: Path) -> None:
-    files = [(f"a/{i}.png", encoded(noise(i))[: 60 if i < 2 else None]) for i in range(12)]
+    files = [(f"a/{i}.png", encoded(noise(i))[:60] + PNG_END if i < 2 else encoded(noise(i))) for i in range(12)]
     index = pack(write_tar(tmp_path / "x.tar", files), tmp_path / "x")
     with pytest.raises(DataError, match="2 images of this epoch cannot be decoded"):
         list(training(index, budget=0.0001).epoch(0))

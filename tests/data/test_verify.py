@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.index import Index, Shard, file_sha256, open_index, write_index
+from orchestrator.data.names import source_names
 from orchestrator.data.packing.pack import pack
 from orchestrator.data.verify import problems
-from tests.data.conftest import encoded, noise, write_tar
+from tests.data.conftest import PNG_END, encoded, noise, write_tar
 
 
 def restated(index: Index, members: np.ndarray | None = None) -> Index:
@@ -58,7 +59,9 @@ def test_members_that_are_missing_or_doubled(small: Index) -> None:
     ]
     write_tar(path, [m for m in members if m[0] != "000000001.cls"])
     found = problems(restated(doubled))
-    assert f"{path}: key 000000001: has no class (member .cls)" in [problem.text for problem in found]
+    (name,) = source_names(small, ["000000001"]).values()
+    expected = f"{path}: key 000000001: has no class (member .cls) (packed from {name})"
+    assert expected in [problem.text for problem in found]
 
 
 def test_a_key_that_is_there_twice(small: Index) -> None:
@@ -75,7 +78,7 @@ def test_a_missing_shard_is_one_line(small: Index) -> None:
 
 
 def test_an_image_that_was_damaged_before_packing(tmp_path: Path) -> None:
-    files = [("a/0.png", encoded(noise(0))), ("b/0.png", encoded(noise(1))[:60])]
+    files = [("a/0.png", encoded(noise(0))), ("b/0.png", encoded(noise(1))[:60] + PNG_END)]
     index = pack(write_tar(tmp_path / "x.tar", files), tmp_path / "x")
     assert problems(index) == [], "the bytes are those of the source"
     (problem,) = problems(index, decode=True)

@@ -10,10 +10,10 @@ import pytest
 from orchestrator.data.packing.pack import pack
 from orchestrator.errors import EXIT_DATA, EXIT_DONE
 from tests.conftest import TINY_JOB, Command
-from tests.data.conftest import encoded, noise, write_tar
+from tests.data.conftest import PNG_END, encoded, noise, write_tar
 from tests.runs import summary_of
 
-BAD = b"\x89PNG\r\n\x1a\n and nothing else"
+BAD = b"\x89PNG\r\n\x1a\n and nothing else" + PNG_END
 JOB = TINY_JOB.replace("data: digits", "data: {{train: {train}, image_size: 8, bad_sample_budget: 0.075}}").replace(
     "global_batch_size: 100", "global_batch_size: 10"
 )

@@ -30,6 +30,7 @@ from orchestrator.launch.workers.crews import Here, Recruit, here
 from orchestrator.run import checkpoint
 from orchestrator.run.features import Wanted, examine, wanted_sets
 from orchestrator.run.folder import RunFolder
+from tests.data.conftest import PNG_END
 from tests.run.feature_jobs import Leaving, Make, opened, prepared, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -129,7 +130,7 @@ def test_an_image_that_cannot_be_decoded_is_a_counted_skip_over_an_interruption_
         path = tmp_path / "images" / "ab"[i % 2] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[:60])
+    path.write_bytes(path.read_bytes()[:60] + PNG_END)
     index = pack(tmp_path / "images", tmp_path / "packed")
     settings = (f"data.train={index.folder}", "data.val=null", "train.global_batch_size=4", "train.epochs=1")
 

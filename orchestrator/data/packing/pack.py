@@ -10,71 +10,35 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hff.randomness import derive_seed
-from orchestrator.data.images.decode import BadImage, suffix_of
-from orchestrator.data.index import SUFFIXES, Index, Rows, Shard, member_dtype, open_index, write_index
+from orchestrator.data.index import Index, open_index, write_index
+from orchestrator.data.names import write_names
 from orchestrator.data.packing.labels import Labelling, class_list, named, read_labels
-from orchestrator.data.packing.reencode import Encoding, encoded
-from orchestrator.data.packing.shard_writer import ShardWriter, member_bytes
-from orchestrator.data.packing.sources import Item, opened, read_item
+from orchestrator.data.packing.reencode import Encoding
+from orchestrator.data.packing.shard_writer import member_bytes
+from orchestrator.data.packing.shards import Recipe, Task, bad_images, read_notes, write_shard
+from orchestrator.data.packing.sources import Item, opened
 from orchestrator.data.parallel import results, worth
 from orchestrator.errors import DataError, JobError, OrchestratorError
 from orchestrator.storage import alone, write_atomically
 
 SHARD_BYTES = 256 * 2**20
-_KEY_DIGITS = 9
+# A source of which more is bad is another one than was meant.
+_MOST_BAD = 0.1
+_NAMED = 20
 
 Progress = Callable[[int, int], None]
 # Calls a function with each of some tasks somewhere, at most so many at a time, and gives what comes back.
-Share = Callable[[Callable[["Task"], int], Sequence["Task"], int | None], Iterator[int]]
+Share = Callable[[Callable[[Task], int], Sequence[Task], int | None], Iterator[int]]
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What is packed, how, and where shards wait until all are there."""
-
-    source: str | Path
-    work: Path
-    labelling: Labelling
-    encoding: Encoding
-    shard_bytes: int
-
-    @property
-    def name(self) -> str:
-        """The last part of the source's path."""
-        return Path(self.source).name
-
-    @property
-    def shards(self) -> Path:
-        """The folder that becomes the packed set."""
-        return self.work / "shards"
-
-
-@dataclass(frozen=True)
-class Task:
-    """One shard: its number, the number of its first image, its images in order with their class numbers."""
-
-    recipe: Recipe
-    number: int
-    first: int
-    items: Sequence[Item]
-    labels: Sequence[int]
-
-    @property
-    def path(self) -> Path:
-        return self.recipe.shards / f"shard-{self.number:06d}.tar"
-
-    @property
-    def note(self) -> Path:
-        """Written last: what the finished shard holds."""
-        return self.recipe.work / f"{self.path.name}.json"
+class _BadImages(DataError):
+    """Images that cannot be packed; what is packed stays, for who leaves them out."""
 
 
 def pack(
@@ -85,6 +49,7 @@ def pack(
     encoding: Encoding | None = None,
     shard_bytes: int = SHARD_BYTES,
     jobs: int | None = 1,
+    skip_bad: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
     share: Share | None = None,
@@ -95,8 +60,9 @@ def pack(
     processes as are worth it) and however often it was killed: classes are the sorted names, samples are shuffled
     with a fixed seed, times and owners are zero. A shard ends with the image that brings it to `shard_bytes`
     (counted before encoding anew). `share` has them written elsewhere. The folder appears when it is complete.
-    Raises DataError for a source that cannot be packed whole or an `out` that holds something else, JobError for an
-    `out` without a name or where nothing can be written.
+    `skip_bad` leaves out up to a tenth of the images where they cannot be packed, and states them in the index.
+    Raises DataError for a source that cannot be packed, with all of its bad images, or an `out` that holds something
+    else, JobError for an `out` without a name or where nothing can be written.
     """
     out = Path(out)
     if out.name in ("", ".."):
@@ -112,7 +78,9 @@ def pack(
             if index.source == recipe.name:
                 return index
         try:
-            _pack(recipe, jobs, progress, say, share)
+            _pack(recipe, jobs, progress, say, share, skip_bad=skip_bad)
+        except _BadImages:
+            raise
         except DataError:
             shutil.rmtree(work, ignore_errors=True)  # whoever repairs the source changes it
             raise
@@ -143,7 +111,13 @@ def _refuse_unwritable(parent: Path, out: Path) -> None:
 
 
 def _pack(
-    recipe: Recipe, jobs: int | None, progress: Progress | None, say: Callable[[str], None], share: Share | None
+    recipe: Recipe,
+    jobs: int | None,
+    progress: Progress | None,
+    say: Callable[[str], None],
+    share: Share | None,
+    *,
+    skip_bad: bool,
 ) -> None:
     """Write what is missing of shards and index."""
     labels = read_labels(recipe.labelling)
@@ -153,7 +127,7 @@ def _pack(
         tasks = _planned(recipe, found.items, classes)
         _begin(recipe, _plan_hash(tasks, classes, found.stamp))
         total = len(found.items)
-        missing = [task for task in tasks if not _is_whole(task)]
+        missing = [task for task in tasks if not task.is_whole()]
         done = total - sum(len(task.items) for task in missing)
         if done:
             say(f"{len(tasks) - len(missing)} of {len(tasks)} shards are there already")
@@ -163,10 +137,43 @@ def _pack(
             size = sum(item.size for task in missing for item in task.items)
             jobs = worth(size, heavy=recipe.encoding.is_asked)
         _write(missing, done, total, jobs, progress, share or results)
-        shards, rows = _read_notes(tasks)
-    extra = named(classes, labels.names)
-    options = stated_options(recipe.encoding, recipe.shard_bytes)
-    write_index(recipe.shards, classes, shards, rows, recipe.name, found.ignored, extra=extra, options=options)
+    bad = bad_images(tasks)
+    if bad and (not skip_bad or len(bad) > _MOST_BAD * total):
+        raise _BadImages(_refusal(recipe, bad, total, skip_bad=skip_bad))
+    shards, rows = read_notes(tasks)
+    emptied = sorted({label for task in tasks for label in task.labels} - set(rows["label"].tolist()))
+    if emptied:
+        raise _BadImages(
+            f"{recipe.source}: --skip-bad leaves no image of class {classes[emptied[0]]}; remove the class"
+        )
+    write_names(recipe.shards, ((task.key(i), item.name) for task in tasks for i, item in enumerate(task.items)))
+    write_index(
+        recipe.shards,
+        classes,
+        shards,
+        rows,
+        recipe.name,
+        found.ignored,
+        extra=named(classes, labels.names),
+        options=stated_options(recipe.encoding, recipe.shard_bytes),
+        left_out=bad,
+    )
+
+
+def _refusal(recipe: Recipe, bad: Mapping[str, str], total: int, *, skip_bad: bool) -> str:
+    """All images that cannot be packed in one message, so that one round of repairs is enough."""
+    remedy = "repair or remove them"
+    if skip_bad:
+        remedy += f"; --skip-bad leaves out at most {100 * _MOST_BAD:.0f} % of a source"
+    elif len(bad) <= _MOST_BAD * total:
+        remedy += ", or leave them out: the same command with --skip-bad goes on from here"
+    return "\n".join([f"{recipe.source}: {len(bad)} of {total} images cannot be packed:", *told(bad), remedy])
+
+
+def told(bad: Mapping[str, str]) -> list[str]:
+    """Bad images and their faults, a line each; of very many the first ones and a count."""
+    lines = [f"  {place}: {why}" for place, why in bad.items()]
+    return lines if len(lines) <= _NAMED else [*lines[:_NAMED], f"  ... and {len(lines) - _NAMED} more"]
 
 
 def _write(
@@ -231,62 +238,6 @@ def _begin(recipe: Recipe, plan: str) -> None:
     for path in recipe.shards.iterdir():
         if not (recipe.work / f"{path.name}.json").is_file():
             path.unlink()
-
-
-def _is_whole(task: Task) -> bool:
-    """Whether a shard was finished: its bytes were on the disk before the note was."""
-    try:
-        stated = json.loads(task.note.read_text(encoding="utf-8"))["shard"]["bytes"]
-        return bool(task.path.stat().st_size == stated)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def write_shard(task: Task, tick: Callable[[], None] = lambda: None) -> int:
-    """Write one shard under a name of its own, then give it its name, then its note. Returns its images."""
-    rows = np.zeros(len(task.items), dtype=member_dtype(_KEY_DIGITS))
-    temporary = task.path.with_name(f".{task.path.name}.{os.getpid()}.tmp")
-    writer = ShardWriter(temporary)
-    try:
-        for i, (item, label) in enumerate(zip(task.items, task.labels, strict=True)):
-            suffix, data = _image(item, task)
-            key = f"{task.first + i:0{_KEY_DIGITS}d}"
-            offset = writer.add(f"{key}.{suffix}", data)
-            writer.add(f"{key}.cls", str(label).encode())
-            place = (key.encode(), task.number, offset, len(data))
-            rows[i] = (*place, zlib.crc32(data), label, SUFFIXES.index(suffix))
-            writer.samples += 1
-            tick()
-        shard = replace(writer.finish(), name=task.path.name)
-        os.replace(temporary, task.path)
-    finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
-    write_atomically(task.note, json.dumps({"shard": asdict(shard), "rows": rows.tobytes().hex()}))
-    return len(rows)
-
-
-def _image(item: Item, task: Task) -> tuple[str, bytes]:
-    """Suffix and bytes of an image as it is packed."""
-    data = read_item(item)
-    suffix = suffix_of(data)
-    if suffix is None:
-        raise DataError(f"{task.recipe.name}: {item.name}: neither JPEG nor PNG by its first bytes; remove it")
-    if task.recipe.encoding.is_asked:
-        try:
-            data = encoded(data, suffix, task.recipe.encoding)
-        except BadImage as error:
-            raise DataError(f"{task.recipe.name}: {item.name}: {error}; remove it") from None
-    return suffix, data
-
-
-def _read_notes(tasks: Sequence[Task]) -> tuple[list[Shard], Rows]:
-    shards, rows = [], np.zeros(sum(len(task.items) for task in tasks), dtype=member_dtype(_KEY_DIGITS))
-    for task in tasks:
-        note = json.loads(task.note.read_text(encoding="utf-8"))
-        shards.append(Shard(**note["shard"]))
-        rows[task.first : task.first + len(task.items)] = np.frombuffer(bytes.fromhex(note["rows"]), dtype=rows.dtype)
-    return shards, rows
 
 
 def _publish(shards: Path, out: Path) -> None:

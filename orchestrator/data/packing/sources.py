@@ -19,12 +19,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from orchestrator.data.images.decode import encode_png
+from orchestrator.data.images.decode import BadImage, encode_png
 from orchestrator.data.packing.tar_members import Window, members, whole_file
 from orchestrator.errors import DataError
 
 DIGITS = "digits"
 _IMAGE_NAMES = (".jpg", ".jpeg", ".png")
+_NO_FILE = "a link to nothing, or no ordinary file"
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 _FORMS = "a folder or tar(.gz) of CLASS/IMAGE, a tar or folder of class tars, unsorted images with --labels, or digits"
 
@@ -33,7 +34,8 @@ _FORMS = "a folder or tar(.gz) of CLASS/IMAGE, a tar or folder of class tars, un
 class Item:
     """One image: its class, its path in the source, its bytes or where they lie.
 
-    `file` is a tar with the image at `offset`, or the folder that `name` starts from (`offset` -1).
+    `file` is a tar with the image at `offset`, or the folder that `name` starts from (`offset` -1). `fault` says why
+    there are no bytes to be read.
     """
 
     label: str
@@ -42,6 +44,11 @@ class Item:
     offset: int
     size: int
     data: bytes | None = None
+    fault: str = ""
+
+    def place(self, source: str | Path) -> str:
+        """Where the image is, for messages: a path, or its name in `source`."""
+        return str(Path(self.file, self.name)) if self.offset < 0 else f"{source}: {self.name}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,9 @@ class Found:
 
 
 def read_item(item: Item) -> bytes:
-    """The bytes of an image. Raises DataError when they are not there any more."""
+    """The bytes of an image. Raises BadImage for a file that cannot be read, DataError where the source has changed."""
+    if item.fault:
+        raise BadImage(item.fault)
     if item.data is not None:
         return item.data
     try:
@@ -65,6 +74,8 @@ def read_item(item: Item) -> bytes:
             data = Path(item.file, item.name).read_bytes()
         else:
             data = os.pread(_descriptor(item.file), item.size, item.offset)
+    except PermissionError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from None
     except OSError as error:
         raise DataError(f"{item.file}: {item.name}: cannot be read: {error.strerror}") from None
     if len(data) != item.size:
@@ -195,19 +206,21 @@ def _folder(root: Path, labels: Sequence[str] | None) -> Found:
                     ignored += 1
                     continue
                 status = _status(path)
+                if status is None:
+                    items.append(Item(label, name.as_posix(), str(root), -1, 0, fault=_NO_FILE))
+                    continue
                 changed, size = max(changed, status.st_mtime_ns), size + status.st_size
                 items.append(Item(label, name.as_posix(), str(root), -1, status.st_size))
     return Found(items, ignored, (size, changed))
 
 
-def _status(path: Path) -> os.stat_result:
+def _status(path: Path) -> os.stat_result | None:
+    """What the system says of an ordinary file; None for anything else."""
     try:
         status = path.stat()
     except OSError:
-        status = None
-    if status is None or not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: is a link to nothing or no ordinary file; repair or remove it")
-    return status
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def _folder_of_class_tars(root: Path, names: Sequence[str], ignored: int) -> Found:

@@ -41,6 +41,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
     return {
         "run": trained.name,
         "step": trained.step,
+        "unfinished": trained.unfinished,
         "data": part.index.place,
         "samples": result.samples,
         "top1": result.top1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,13 +52,17 @@ class Prediction:
         return asdict(self)
 
 
-def predict_images(run: Path, images: list[Path], top: int) -> list[Prediction]:
-    """Predictions for JPEG or PNG files, in their order.
+def predict_images(
+    run: Path, images: list[Path], top: int, say: Callable[[str], None] = lambda line: None
+) -> list[Prediction]:
+    """Predictions for JPEG or PNG files, in their order; `say` hears of a run that is not finished.
 
     Raises DataError naming every file that is no such image, CheckpointError without a checkpoint.
     """
     trained = trained_run(run)
     batch = _read(images, trained.description["data"])
+    if trained.unfinished:
+        say(trained.unfinished)
     classifier = trained.classifier()
     predictions: list[Prediction] = []
     for start in range(0, len(images), _BATCH):

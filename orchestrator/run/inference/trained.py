@@ -19,11 +19,15 @@ from orchestrator.run.inference.classifier import Classifier
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that has a checkpoint. `description` and the files in `weights` are enough to rebuild the network."""
+    """A run that has a checkpoint. `description` and the files in `weights` are enough to rebuild the network.
+
+    `unfinished` says how far it was trained where that is not to its end.
+    """
 
     name: str
     job: dict[str, Any]
     step: int
+    unfinished: str | None
     weights: Path
     description: dict[str, Any]
 
@@ -51,6 +55,7 @@ def trained_run(run: Path) -> TrainedRun:
         name=folder.path.resolve().name,
         job=job,
         step=int(state["step"]),
+        unfinished=folder.unfinished(int(state["step"])),
         weights=newest,
         description=network.description(job, class_names(folder, job), state),
     )

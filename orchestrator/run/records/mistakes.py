@@ -14,6 +14,7 @@ from torch import Tensor
 
 from orchestrator.data.describe import thumbnail
 from orchestrator.data.index import Index
+from orchestrator.data.names import source_names
 from orchestrator.data.reader import ShardReader
 from orchestrator.data.stores.remote_index import RemoteShards
 from orchestrator.errors import DataError
@@ -65,19 +66,23 @@ def together(parts: Sequence[MistakesOfPart]) -> list[Mistake]:
 
 
 def described(mistakes: Sequence[Mistake], index: Index, subset: Any) -> list[dict[str, Any]]:
-    """Plain values for the page: key, names of the classes, probability and a small JPEG as base64.
+    """Plain values for the page: key, names of the classes, probability, a small JPEG as base64.
 
-    `subset` are the samples of `index` that the positions count. There is no image where the shards are far away,
-    since what showed them may have come from cached features.
+    `name` is that of the file in the source of the data, None where it is not known. `subset` are the samples of
+    `index` that the positions count. There is no image where the shards are far away, since what showed them may have
+    come from cached features.
     """
     reader = None if isinstance(index.store, RemoteShards) else ShardReader(index)
     names = [index.class_names.get(name, name) for name in index.classes]
+    samples = [int(subset[mistake.position]) for mistake in mistakes]
+    keys = index.keys(samples)
+    files = source_names(index, keys)
     shown = []
-    for mistake in mistakes:
-        sample = int(subset[mistake.position])
+    for mistake, sample, key in zip(mistakes, samples, keys, strict=True):
         shown.append(
             {
-                "key": index.keys([sample])[0],
+                "key": key,
+                "name": files.get(key),
                 "target": names[mistake.target],
                 "predicted": names[mistake.predicted],
                 "probability": mistake.probability,

@@ -15,7 +15,7 @@ def add_to(commands: Any) -> None:
     runs = commands.add_parser("runs", help="list and examine runs")
     actions = runs.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("ls", help="all runs of a folder")
-    listing.add_argument("folder", metavar="RUNS", nargs="?", default="runs")
+    listing.add_argument("folder", metavar="RUNS", nargs="?", help="default: runs/ here or in the project around")
     listing.add_argument("--json", action="store_true", help="a JSON list instead of a table")
     for name, text in (
         ("show", "one run with its checkpoints"),
@@ -55,6 +55,11 @@ def run_here(run: str, *, weights: bool = True) -> Path:
     return fetch_run(run, weights=weights)
 
 
+def _usual_folder() -> str:
+    """Where jobs of the folder that we are in put their runs unless they say otherwise."""
+    return "runs" if Path("runs").is_dir() else str(paths.base_folder("job.yaml") / "runs")
+
+
 def call(arguments: argparse.Namespace) -> int:
     """Carry out the action; returns the exit code."""
     if arguments.action == "prune":
@@ -84,7 +89,8 @@ def call(arguments: argparse.Namespace) -> int:
         if len(stored) < len(arguments.runs):
             raise JobError("runs rm: give folders or URLs, not both at once")
         return stored_runs.rm(stored, confirmed=arguments.yes)
-    place, action = arguments.folder if arguments.action == "ls" else arguments.run, arguments.action
+    action = arguments.action
+    place = (arguments.folder or _usual_folder()) if action == "ls" else arguments.run
     if paths.is_store(place):
         if action == "verify":
             return stored_runs.verify(place)

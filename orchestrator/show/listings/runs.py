@@ -19,6 +19,10 @@ from orchestrator.run.folder import Lease, RunFolder, existing_run, read_json
 from orchestrator.run.records import tracking
 from orchestrator.show.terminal import amount, as_text, duration, percent
 
+_ELSEWHERE = (
+    "orchestrator runs ls RUNS looks elsewhere: in what a job says as `runs`, a folder (by default runs/ of its "
+    "project) or s3://BUCKET/FOLDER"
+)
 _ACCURACIES = {"val_top1": "val top-1", "test_top1": "test top-1"}
 
 
@@ -28,16 +32,25 @@ def run_state(folder: RunFolder) -> tuple[str, dict[str, Any]]:
     if summary is not None:
         return str(summary["status"]), summary
     progress = read_json(folder.progress) or {}
-    if not progress.get("step"):
-        return "before its first step", {}
-    return f"step {progress['step']}/{progress['steps_total']}", {}
+    begun = bool(progress.get("step"))
+    place = f"step {progress['step']}/{progress['steps_total']}" if begun else "before its first step"
+    if folder.failure() is None:
+        return place, {}
+    return f"failed at {place}" if begun else f"failed {place}", {}
 
 
 def ls(runs: Path, *, as_json: bool = False) -> int:
-    """All runs, one row each, as a table or as a JSON list."""
+    """All runs, one row each, as a table or as a JSON list. Raises JobError for what is no folder of runs."""
+    place = runs.absolute()
+    if (runs / "job.yaml").is_file():
+        raise JobError(f"{runs}: is a run itself; orchestrator runs show {runs} describes it")
     if not runs.is_dir():
-        raise JobError(f"{runs}: no such folder of runs")
-    return listing([RunFolder(path.parent) for path in runs.glob("*/job.yaml")], as_json=as_json)
+        raise JobError(f"{place}: no such folder of runs; {_ELSEWHERE}")
+    found = [RunFolder(path.parent) for path in runs.glob("*/job.yaml")]
+    if not found and not as_json:
+        print(f"No runs in {place}; {_ELSEWHERE}")
+        return EXIT_DONE
+    return listing(found, as_json=as_json)
 
 
 def listing(folders: Sequence[RunFolder], *, as_json: bool) -> int:
@@ -61,6 +74,9 @@ def listing(folders: Sequence[RunFolder], *, as_json: bool) -> int:
             "-" if attempts is None else str(attempts),
         )
     print(as_text(table))
+    for row in rows:
+        if row["error"]:
+            print(f"{row['run']}: {row['error']}")
     return EXIT_DONE
 
 
@@ -68,7 +84,9 @@ def _row(folder: RunFolder) -> dict[str, Any]:
     """What a listing says of a run; what is not known yet is None."""
     status, summary = run_state(folder)
     keys = (*_ACCURACIES, "images_per_second", "wall_seconds", "attempts")
-    return {"run": folder.path.resolve().name, "status": status, **{key: summary.get(key) for key in keys}}
+    error = None if summary else folder.failure()
+    results = {key: summary.get(key) for key in keys}
+    return {"run": folder.path.resolve().name, "status": status, "error": error, **results}
 
 
 def show(run: Path, *, as_json: bool = False) -> int:
@@ -87,6 +105,8 @@ def describe(folder: RunFolder, wrong: Mapping[int, Sequence[str]], *, as_json: 
         return EXIT_DONE
     accuracies = [f"{name} {percent(row[key])}" for key, name in _ACCURACIES.items() if row[key] is not None]
     print(f"{row['run']}: {', '.join([row['status'], *accuracies])}")
+    if row["error"]:
+        print(f"  error: {row['error']}")
     for attempt in attempts:
         last = "on" if attempt["last_step"] is None else f"to {attempt['last_step']}"
         print(f"  attempt {attempt['attempt']}: steps {attempt['first_step']} {last}")

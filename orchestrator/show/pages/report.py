@@ -15,6 +15,7 @@ from orchestrator.errors import JobError
 from orchestrator.job.resolved import flatten
 from orchestrator.job.show import show
 from orchestrator.pipeline.trace import PHASES
+from orchestrator.run import checkpoint
 from orchestrator.run.folder import RunFolder, read_json, write_atomically
 from orchestrator.show import probes
 from orchestrator.show.listings.compare import LEFT_OUT, differing_keys
@@ -126,7 +127,7 @@ def _differing(runs: Sequence[_Run]) -> str:
 
 def _sections(run: _Run, *, titled: bool) -> list[str]:
     s = run.summary
-    parts = [f"<h2>{escape(run.name)}</h2>" if titled else "", _numbers(run), '<div class="grid">']
+    parts = [f"<h2>{escape(run.name)}</h2>" if titled else "", _numbers(run), _state(run), '<div class="grid">']
     accuracy = plots.line_plot(
         plots.layer_curves(run.events, run.names), x_label="epoch", y_label="val top-1", percent=True
     )
@@ -208,6 +209,16 @@ def _numbers(run: _Run) -> str:
     return html.numbers(shown)
 
 
+def _state(run: _Run) -> str:
+    """What a run that is not finished has come to: the error that ended it, and whose weights it has."""
+    folder = RunFolder(run.path)
+    steps = checkpoint.steps_found(folder)
+    error = None if run.summary else folder.failure()
+    lines = [f"It failed: {error}"] if error else []
+    lines += [said] if steps and (said := folder.unfinished(steps[-1])) else []
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
 def _numbered(names: Sequence[str]) -> list[str]:
     return [f"{i} {name}" for i, name in enumerate(names)]
 
@@ -268,10 +279,15 @@ def _stage_times(event: Mapping[str, Any]) -> str:
 def _mistakes(run: _Run) -> str:
     return html.sheet(
         [
-            (m["jpeg"], (f"is {m['target']}", f"called {m['predicted']}", f"{100 * m['probability']:.1f} %"))
+            (m["jpeg"], (f"is {m['target']}", f"called {m['predicted']}", f"{100 * m['probability']:.1f} %", _file(m)))
             for m in run.mistakes
         ]
     )
+
+
+def _file(mistake: Mapping[str, Any]) -> str:
+    """What an image was called in the source of the data, or its key there."""
+    return str(mistake.get("name") or mistake["key"])
 
 
 def _start(run: _Run) -> str:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from orchestrator.data.index import open_index
+from orchestrator.data.names import source_names
 from orchestrator.data.packing.pack import pack
 from orchestrator.data.reader import ShardReader
 from orchestrator.run.inference.predict import predict_images
@@ -70,6 +71,7 @@ def test_a_run_keeps_the_images_with_what_its_network_says_of_them(
     files = []
     for m in shown:
         assert m["target"] == index.classes[index.labels[rows[m["key"]]]] != m["predicted"]
+        assert m["name"].split("/")[0] == m["target"], "the name in the source, CLASS/IMAGE"
         data = reader.read(rows[m["key"]])[2]
         files.append(tmp_path / f"{m['key']}.png")
         files[-1].write_bytes(data)
@@ -82,7 +84,10 @@ def test_a_run_keeps_the_images_with_what_its_network_says_of_them(
     assert probabilities == sorted(probabilities, reverse=True)
     report = tmp_path / "report.html"
     assert in_process("report", run, "--out", report).returncode == 0
-    assert f"called {shown[0]['predicted']}<br>{100 * shown[0]['probability']:.1f} %" in report.read_text()
+    assert (
+        f"called {shown[0]['predicted']}<br>{100 * shown[0]['probability']:.1f} %<br>{shown[0]['name']}<"
+        in report.read_text()
+    )
 
 
 def test_an_image_that_can_no_longer_be_read_is_left_out_and_the_rest_is_said(tmp_path: Path) -> None:
@@ -91,4 +96,12 @@ def test_an_image_that_can_no_longer_be_read_is_left_out_and_the_rest_is_said(tm
     for shard in (tmp_path / "digits").glob("*.tar"):
         shard.write_bytes(bytes(shard.stat().st_size))
     (row,) = described([Mistake(0.9, 1, 2, 3)], index, np.array([5, 6]))
-    assert row == {"key": index.keys([6])[0], "target": "2", "predicted": "3", "probability": 0.9, "jpeg": None}
+    (name,) = source_names(index, index.keys([6])).values()
+    assert row == {
+        "key": index.keys([6])[0],
+        "name": name,
+        "target": "2",
+        "predicted": "3",
+        "probability": 0.9,
+        "jpeg": None,
+    }
