@@ -12,26 +12,20 @@ from pathlib import Path
 from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
 from orchestrator.examples import add_examples
+from orchestrator.parser import Parser
 from orchestrator.show.listings import run_arguments
 from orchestrator.show.listings.run_arguments import run_here, whole_number
 from orchestrator.storage import result_file
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with our way of saying that a command is wrong."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise JobError(f"{message}\nSee {self.prog} --help")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The words of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="orchestrator",
         description="Train greedy, layer-local networks: one YAML, one machine or a Ray cluster.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    job = _Parser(add_help=False)
+    job = Parser(add_help=False)
     job.add_argument("job", metavar="JOB", help="a job file (YAML)")
     job.add_argument(
         "--set",

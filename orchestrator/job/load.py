@@ -136,6 +136,9 @@ def _found_code(key: str, name: str, section: _Own, draft: Draft) -> _Own:
     wrong = own_code.class_fault(source, path, (section.model_extra or {}).get("class"))
     if wrong is not None:
         raise draft.fault(f"{key}.{wrong[0]}", wrong[1])
+    errors = [draft.fault(*fault) for fault in own_code.option_faults(key, source, path, section.model_dump())]
+    if errors:
+        raise errors[-1]  # each names those before it too
     found = own_code.sha256(source)
     if section.sha256 not in (None, found):
         raise draft.fault(f"{key}.sha256", f"must be that of {path} ({found}) or left out, got {section.sha256}")

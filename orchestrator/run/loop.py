@@ -96,7 +96,8 @@ class Loop:
             samples = len(self.datasets.train.subset)
             loader = None if feed is None else feed.loader
             event = events.start(self.assignment.attempt, start, self.schedule, samples, loader)
-            self.folder.append_event({**event, "machine_full": self.assignment.full})
+            cores = {"machine_full": self.assignment.full, "cores": self.assignment.cores}
+            self.folder.append_event({**event, **cores, "workers": self.context.world_size})
         self.start.mark("network")
         self.window = time.perf_counter()
         stop = False

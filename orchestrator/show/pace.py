@@ -29,16 +29,24 @@ def pace(events: Sequence[Event]) -> str | None:
     busy = [median(stage) for stage in zip(*(event["busy_fraction"] for event in settled), strict=True)]
     slowest = max(range(len(busy)), key=busy.__getitem__)
     waiting = f"training waits {_percent(wait)} of its time for images"
+    start = events[starts[-1]] if starts else {}
+    workers, cores = start.get("workers"), start.get("cores")
+    shared = workers is not None and cores is not None and workers > cores
+    if busy[slowest] < _BUSY and shared:
+        return (
+            f"Bound by the cores of this machine: {workers} workers share {cores} of them, so each waits for its turn "
+            f"and for the others' (no stage computes more than {_percent(busy[slowest])} of the time), {waiting}. As "
+            "many workers as cores do the same work; more machines make it faster."
+        )
     if busy[slowest] < _BUSY:
         return (
             f"Bound by the links between workers: no stage computes more than {_percent(busy[slowest])} of the time, "
             f"{waiting}. Larger batches, fewer stages, or workers nearer to one another."
         )
     stage = f"stage {slowest} computes" if len(busy) > 1 else "training computes"
-    full = bool(starts) and events[starts[-1]].get("machine_full")
     remedy = (
         "Every core of this machine has a worker: more machines make it faster, more workers here do not."
-        if full
+        if start.get("machine_full")
         else "More workers make it faster: orchestrator plan JOB --workers N."
     )
     return f"Bound by computing: {stage} {_percent(busy[slowest])} of the time, {waiting}. {remedy}"

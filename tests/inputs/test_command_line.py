@@ -98,7 +98,18 @@ def test_several_numbers_of_workers_give_a_list_of_plans(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["launch"], "invalid choice: 'launch'"),
+        (["zz"], "argument COMMAND: invalid choice: 'zz' (choose from run, check, plan, submit, data, eval,"),
+        (["rnu", "jobs/quickstart.yaml"], "invalid choice: 'rnu'; did you mean run?; see orchestrator --help\n"),
+        (["trian", "jobs/quickstart.yaml"], "invalid choice: 'trian'; did you mean run?"),
+        (["ls"], "invalid choice: 'ls'; did you mean runs ls?"),
+        (["data", "pakc"], "argument ACTION: invalid choice: 'pakc'; did you mean pack?; see orchestrator data --help"),
+        (["runs", "shwo", "x"], "invalid choice: 'shwo'; did you mean show?"),
+        (
+            ["run", "jobs/quickstart.yaml", "--sett", "a.b=c"],
+            "unrecognized arguments: --sett a.b=c; did you mean --set?; see orchestrator run --help\n",
+        ),
+        (["data", "stats", "OUT", "--htlm=x"], "--htlm=x; did you mean --html?; see orchestrator data stats --help"),
+        (["check", "jobs/quickstart.yaml", "--zzz"], "unrecognized arguments: --zzz; see orchestrator check --help"),
         (["run"], "the following arguments are required: JOB"),
         (["run", "jobs/quickstart.yaml", "--resume", "maybe"], "invalid choice: 'maybe'"),
         (["run", "jobs/quickstart.yaml", "--seeds", "1,x"], "--seeds: must be different whole numbers >= 0"),
@@ -118,7 +129,10 @@ def test_a_bad_command_says_what_is_wrong_and_exits_2(
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert main(arguments) == 2
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert message in said
+    if "--help" in said:
+        assert said.count("\n") == 1, "one line"
 
 
 @pytest.mark.parametrize(

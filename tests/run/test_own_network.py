@@ -146,7 +146,7 @@ WRONG: dict[str, tuple[str, tuple[str, ...], str]] = {
     "unknown option": (
         GOOD,
         ("model.wdiths=[4]",),
-        "model: Small of FILE: cannot be made with its options (wdiths): TypeError: ",
+        "--set: model.wdiths: must be an option of Small of FILE (it has: widths); did you mean 'widths'?",
     ),
     "no depth": (
         GOOD.replace("len(self.widths)", "0"),

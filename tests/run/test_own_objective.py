@@ -101,7 +101,8 @@ def test_a_run_does_not_go_on_with_changed_code(own_job: Callable[..., Path], in
 
 
 def test_options_are_kept_as_they_are(own_job: Callable[..., Path]) -> None:
-    path = own_job(text=OWN_JOB.replace("wanted: 2.0", "wanted: 2.0, more: [1, {{a: no}}]"))
+    source = GOOD.replace("wanted=1.0", "wanted=1.0, more=()")
+    path = own_job(source, text=OWN_JOB.replace("wanted: 2.0", "wanted: 2.0, more: [1, {{a: no}}]"))
     values = job_to_dict(load_job(path))["objective"]
     assert (values["class"], values["wanted"], values["more"]) == ("Squares", 2.0, [1, {"a": "no"}])
 
@@ -121,6 +122,10 @@ OFFLINE: dict[str, tuple[str, str]] = {
     "no class at all": (
         "x = 1\n",
         "PATH:7: objective.class: must be a class that FILE defines at its top level (it has: none), got 'Squares'",
+    ),
+    "unknown options": (
+        GOOD.replace("wanted=1.0", "wnated=1.0"),
+        "PATH:7: objective.wanted: must be an option of Squares of FILE (it has: wnated); did you mean 'wnated'?",
     ),
     "no Python": ("class Squares(:\n", "PATH:7: objective.file: must be valid Python, got FILE:1: invalid syntax"),
 }
@@ -173,10 +178,10 @@ LIVE: dict[str, tuple[str, str, str]] = {
         "",
         "objective.class: must be a subclass of hff.objectives.Head, got Squares of FILE",
     ),
-    "unknown option": (
-        GOOD,
+    "unknown option of a constructor that takes any": (
+        GOOD.replace("wanted=1.0):", "wanted=1.0, **more):").replace("grid)", "grid, **more)"),
         "objective.wnated=1",
-        "objective: Squares of FILE: cannot be made with its options (wanted, wnated): TypeError: ",
+        "objective: Squares of FILE: cannot be made with its options (wanted, wnated): FILE:10: TypeError: ",
     ),
     "option that the class refuses": (
         GOOD.replace("self.wanted = wanted", "raise ValueError('too large')"),

@@ -56,6 +56,13 @@ def test_more_workers_are_not_advised_where_every_core_of_the_machine_has_one(fu
     assert ("more machines make it faster" in said) == full
 
 
+@pytest.mark.parametrize(("workers", "cores", "bound"), [(4, 2, "cores of this"), (2, 2, "links"), (4, None, "links")])
+def test_workers_that_share_cores_are_not_said_to_wait_for_links(workers: int, cores: int | None, bound: str) -> None:
+    said = str(pace([{**START, "workers": workers, "cores": cores}, epoch(0.02, 0.3, 0.4)]))
+    assert said.startswith(f"Bound by the {bound}")
+    assert ("4 workers share 2 of them" in said) == (bound != "links")
+
+
 def test_nothing_is_said_before_an_epoch_has_ended() -> None:
     assert pace([]) is None
     assert pace([START, epoch(0.1, 0.9), START]) is None
