@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 
 def summary_of(run: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
@@ -24,8 +26,20 @@ def layer_files(run: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
+def weights_sha256_of(run: Path) -> str:
+    """What `weights_sha256` is to be, from the layer files of the newest checkpoint."""
+    layers = []
+    for path in sorted(newest(run).glob("layer_??.safetensors")):
+        digest = hashlib.sha256()
+        for name, tensor in sorted(load_file(path).items()):
+            digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + tensor.numpy().tobytes())
+        layers.append(digest.hexdigest())
+    return hashlib.sha256("\n".join(layers).encode()).hexdigest()
+
+
 def assert_same_bits(run: Path, other: Path) -> None:
     """Weights, order of consumption, accuracy and every byte of every layer file."""
+    assert summary_of(run)["weights_sha256"] == weights_sha256_of(run)
     ours, theirs = summary_of(run), summary_of(other)
     for key in ("weights_sha256", "order_sha256", "sample_keys_sha256", "val_top1"):
         assert ours[key] == theirs[key], key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import struct
 import threading
@@ -88,6 +89,8 @@ class Door:
     fired: Counter[str | int] = field(default_factory=Counter)
     asked: list[tuple[str, int]] = field(default_factory=list)
     written: list[tuple[str, str]] = field(default_factory=list)
+    # The keys that each request to delete names.
+    deleted: list[list[str]] = field(default_factory=list)
     port: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -132,6 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.command == "POST" and self.path.endswith("?delete"):
+            self.door.deleted.append(re.findall("<Key>(.*?)</Key>", sent.decode()))
         fault = self.door.take(self.command, self.path, start)
         self.close_connection = True
         if fault is not None and fault.kind == "reset":

@@ -124,6 +124,21 @@ def test_how_good_a_layer_found_an_image_is_hidden_from_the_next() -> None:
     assert torch.allclose(second(y), second(7.0 * y), atol=1e-6)
 
 
+def test_a_layer_begins_with_a_goodness_of_about_the_threshold() -> None:
+    options = MlpOptions(widths=(400, 300), norm="none")
+    net = GreedyNetwork(build_layers(options, (1, 10, 10), HEAD, seed=0), vote="equal")
+    for goodness in net.layer_logits(torch.randn(50, 1, 10, 10, generator=torch.Generator().manual_seed(0))):
+        assert float(goodness.detach().mean()) == pytest.approx(HEAD.threshold, rel=0.2)
+
+
+def test_versions_without_any_activity_stay_finite() -> None:
+    second = network().layers[1]
+    y = torch.zeros(4, 2, 6, dtype=torch.float64, requires_grad=True)
+    second(y).sum().backward()
+    assert torch.isfinite(second(y)).all()
+    assert torch.isfinite(y.grad).all()
+
+
 def test_every_layer_is_strictly_local() -> None:
     target = torch.tensor([0, 1, 2, 0])
     pairs = write_labels(images(), torch.stack([target, (target + 1) % CLASSES], dim=1), CLASSES)

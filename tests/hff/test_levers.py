@@ -83,6 +83,18 @@ def test_the_loss_of_a_step_is_that_of_the_prototypes_and_the_term() -> None:
     torch.testing.assert_close(gradients[2] - gradients[1], gradients[1] - gradients[0], rtol=1e-3, atol=1e-6)
 
 
+def test_the_term_of_a_layer_that_learns_super_classes_is_over_these() -> None:
+    x, target, groups = random(6, 3, 8, 8).float(), torch.tensor([0, 1, 2, 3, 1, 0]), (0, 0, 1, 1)
+    options, sums = VggOptions(widths=(4,), norm="none"), []
+    for weight in (0.0, 1.0):
+        head = HeadOptions(num_classes=4, similarity=weight, groups=groups)
+        (layer,) = build_layers(options, (3, 8, 8), head, seed=0)
+        sums.append(local_forward_backward(layer, x, target, count=6).loss_sum)
+    z = normalise(layer.head.flat(layer(x)))
+    expected = contrastive_losses(z, torch.tensor(groups)[target], 0.1).sum()
+    torch.testing.assert_close(sums[1] - sums[0], expected, rtol=1e-4, atol=0)
+
+
 def test_layers_with_all_levers_are_strictly_local() -> None:
     head = HeadOptions(num_classes=4, similarity=0.5, aux_convs=1, groups=(0, 0, 1, 1))
     network = GreedyNetwork(build_layers(VggOptions(widths=(4, 6)), (3, 8, 8), head, seed=0))

@@ -23,7 +23,14 @@ def gradients(layer: LocalLayer) -> list[torch.Tensor]:
     return [p.grad for p in layer.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize(("kind", "options"), [("linear", {"label_smoothing": 0.1}), ("prototype", {"margin": 0.0})])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("linear", {"label_smoothing": 0.1}),
+        ("prototype", {"margin": 0.0}),
+        ("prototype", {"margin": 0.0, "label_smoothing": 0.1}),
+    ],
+)
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.8])
 def test_two_labels_are_soft_labels_of_cross_entropy(kind: str, options: dict[str, float], weight: float) -> None:
     layer, other = a_layer(kind, **options), a_layer(kind, **options)

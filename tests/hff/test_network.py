@@ -21,7 +21,6 @@ from hff import (
     audit_locality,
     build_layers,
     describe,
-    learning_rate,
     local_forward_backward,
     local_update,
     make_optimizer,
@@ -104,8 +103,17 @@ def test_a_stage_that_builds_its_own_layers_gets_the_bits_of_the_whole(architect
     (alone,) = build_layers(options, shape, HEADS["hff"], seed=4, only=[1])
     for name, value in whole[1].state_dict().items():
         assert torch.equal(alone.state_dict()[name], value), name
+    state = torch.get_rng_state()
     (other,) = build_layers(options, shape, HEADS["hff"], seed=5, only=[1])
+    assert torch.equal(torch.get_rng_state(), state), "torch's own randomness is left as it was"
     assert any(not torch.equal(a, b) for a, b in zip(other.parameters(), alone.parameters(), strict=True))
+
+
+def test_layers_of_one_shape_begin_with_weights_of_their_own() -> None:
+    one, two, three = build_layers(VggOptions(widths=(4, 4, 4)), (4, 8, 8), HEADS["hff"], seed=0)
+    for first, second in ((one, two), (two, three)):
+        assert not torch.equal(first.body[0].weight, second.body[0].weight)
+        assert not torch.equal(first.head.prototypes, second.head.prototypes)
 
 
 @EVERY
@@ -234,6 +242,11 @@ def test_weight_decay_spares_norms_biases_scales_and_prototypes() -> None:
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
     names = {n for n, p in layer.named_parameters() if id(p) in decayed}
     assert names == {"body.0.weight"}
+    (linear,) = build_layers(MlpOptions(widths=(4,), norm="layer"), (3, 8, 8), HEADS["ce"], seed=0)
+    optimizer = make_optimizer(linear, "adamw", lr=0.1, weight_decay=0.5, betas=(0.5, 0.7))
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] > 0 for p in g["params"]}
+    assert {n for n, p in linear.named_parameters() if id(p) in decayed} == {"body.1.weight", "head.linear.weight"}
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.7)}
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
@@ -276,20 +289,6 @@ def test_a_greedy_network_learns_a_separable_task() -> None:
     for _ in range(40):
         network.train_step(x, target, optimizers)
     assert (network.eval()(x).argmax(1) == target).float().mean() > 0.97
-
-
-def test_learning_rates_follow_their_schedules() -> None:
-    rates = [learning_rate(s, 100, base_lr=2.0, schedule="one-cycle") for s in range(100)]
-    assert max(rates) == pytest.approx(2.0)
-    assert rates.index(max(rates)) in (14, 15)
-    assert rates[-1] < 0.01
-    assert [learning_rate(s, 10, base_lr=1.0, schedule="constant", warmup_steps=4) for s in range(5)] == [
-        0.25, 0.5, 0.75, 1.0, 1.0,
-    ]  # fmt: skip
-    half = learning_rate(50, 100, base_lr=1.0, schedule="cosine")
-    assert half == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="constant, cosine, one-cycle"):
-        learning_rate(0, 1, base_lr=1.0, schedule="linear")
 
 
 def test_impossible_shapes_are_refused_with_the_layer() -> None:

@@ -7,7 +7,18 @@ import math
 import pytest
 import torch
 
-from hff import LinearHead, LocalLayer, PrototypeHead, margin_loss, normalise, prototype_scores
+from hff import (
+    HeadOptions,
+    LinearHead,
+    LocalLayer,
+    PrototypeHead,
+    VggOptions,
+    build_layers,
+    local_forward_backward,
+    margin_loss,
+    normalise,
+    prototype_scores,
+)
 from hff.layers import conv_body, linear_body
 from hff.randomness import seeded
 from hff.sphere import EPSILON, cosines
@@ -26,6 +37,15 @@ def test_score_is_the_mean_logsumexp_of_the_cosines() -> None:
             expected = math.log(sum(math.exp(t * cos) for cos in cosines) / 4) / t
             assert scores[b, c].item() == pytest.approx(expected, abs=1e-12)
             assert -1 <= scores[b, c] <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_features_of_half_precision_are_brought_to_length_one_in_float32(dtype: torch.dtype) -> None:
+    feature = random(3, 50).to(dtype)
+    z = normalise(feature)
+    assert z.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    exact = feature.double() / feature.double().square().sum(dim=1, keepdim=True).sqrt()
+    torch.testing.assert_close(z.double(), exact, rtol=1e-6, atol=0)
 
 
 def test_more_copies_of_the_same_prototype_do_not_change_a_score() -> None:
@@ -141,3 +161,18 @@ def test_the_gradient_of_a_local_loss_agrees_with_finite_differences(kind: str) 
             assert gradient[i].item() == pytest.approx(differences[1], rel=1e-4, abs=1e-6)
             checked += 1
     assert checked > 12
+
+
+@pytest.mark.parametrize("kind", ["prototype", "linear"])
+@pytest.mark.parametrize("aux_convs", [0, 1])
+def test_under_autocast_the_body_hands_on_its_dtype_and_the_head_judges_in_float32(kind: str, aux_convs: int) -> None:
+    options, head = VggOptions(widths=(8,), norm="group"), HeadOptions(kind, num_classes=3, aux_convs=aux_convs)
+    (layer,) = build_layers(options, (3, 8, 8), head, seed=0)
+    x = random(4, 3, 8, 8).float()
+    update = local_forward_backward(layer, x, torch.tensor([0, 1, 2, 1]), count=4, autocast_dtype=torch.bfloat16)
+    assert update.output.dtype == torch.bfloat16
+    layer.eval()
+    expected = layer.logits(update.output)
+    assert expected.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer.logits(update.output), expected)

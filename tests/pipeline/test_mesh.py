@@ -10,6 +10,8 @@ from orchestrator.data.loading.order import replica_slice
 from orchestrator.pipeline.mesh import Mesh, cuts
 
 MESHES = [m for n in (1, 2, 3) for m in itertools.product((1, 2, 3, 4), repeat=n)]
+# A last batch of one sample joins the one before, so the largest batch need not divide into equal shares.
+MOST = 25
 
 
 @pytest.mark.parametrize("replicas", MESHES)
@@ -30,13 +32,22 @@ def test_pipelines_of_equal_stages_have_consecutive_ranks() -> None:
     assert [mesh.after(r) for r in range(6)] == [[1], [2], [], [4], [5], []]
 
 
+@pytest.mark.parametrize("replicas", [(2, 4), (4, 2), (3, 1, 2)])
+def test_ranks_are_in_order_of_where_their_samples_begin(replicas: tuple[int, ...]) -> None:
+    """What a replica is fed by has a rank near its own, so consecutive ranks of a node talk among themselves."""
+    mesh = Mesh(replicas)
+    begins = [replica_slice(0, 24, replica, replicas[stage])[0] for stage, replica in map(mesh.place, range(mesh.size))]
+    assert begins == sorted(begins)
+
+
 @pytest.mark.parametrize("replicas", MESHES)
-@pytest.mark.parametrize("samples", [0, 1, 2, 7, 24])
+@pytest.mark.parametrize("samples", [0, 1, 2, 7, 24, MOST])
 def test_a_batch_passes_all_stages_in_order_without_loss_and_within_what_links_hold(
     replicas: tuple[int, ...], samples: int
 ) -> None:
     mesh = Mesh(replicas)
-    limits = mesh.limits(24)
+    limits = mesh.limits(MOST)
+    assert limits[0] == -(-MOST // replicas[0])
     held = {mesh.rank(0, r): list(range(*replica_slice(0, samples, r, replicas[0]))) for r in range(replicas[0])}
     for stage in range(mesh.stages - 1):
         received: dict[int, list[int]] = {rank: [] for rank in mesh.stage_ranks(stage + 1)}

@@ -64,5 +64,5 @@ def test_numbers_of_workers_that_can_be_used_up_are_those_of_all_divisions() -> 
     cost = np.ones((layers, layers, len(replicas)))
     for number in (None, 1, 2, 3):
         stages = None if number is None else [range(len(replicas))] * number
-        expected = [n for n in range(1, 25) if any(True for _ in every_division(layers, replicas, n, stages))]
-        assert reachable(cost, replicas, 24, number) == expected
+        expected = [n for n in range(1, 19) if any(True for _ in every_division(layers, replicas, n, stages))]
+        assert reachable(cost, replicas, 18, number) == expected

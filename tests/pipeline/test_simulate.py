@@ -47,6 +47,7 @@ def test_a_slow_last_stage_holds_up_the_first_once_all_buffers_are_full() -> Non
 def test_a_long_epoch_goes_on_at_its_pace() -> None:
     played = simulate([stage(1.0), stage(2.0), stage(1.5)], steps=10_000)
     assert played.total_s == pytest.approx(1.0 + 2.0 * 10_000 + 1.5)
+    assert played.wait_input_s[2] == pytest.approx(0.5 * 10_000, rel=0.01)
 
 
 def by_events(stages: Sequence[StageSeconds], steps: int, latency_s: float) -> list[float]:

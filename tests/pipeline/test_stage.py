@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hff import HeadOptions, LocalLayer, VggOptions, build_layers
+from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update
 from orchestrator.pipeline.links import Message
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
 from tests.stages import lone_stage
@@ -46,6 +46,32 @@ def test_a_loss_that_is_not_finite_stops_before_its_update_and_touches_no_other_
         expected = parameters(sound.layers[i]) if i < poisoned else before[i]
         for ours, theirs in zip(parameters(layer), expected, strict=True):
             assert torch.equal(ours, theirs), f"layer {i}"
+
+
+def test_the_gradient_of_each_layer_is_clipped_by_its_own_length() -> None:
+    options, head = VggOptions(widths=(4, 4, 6)), HeadOptions("linear", num_classes=3)
+    layers = build_layers(options, (3, 8, 8), head, seed=0)
+    plain = [torch.optim.SGD(layer.parameters(), lr=1.0) for layer in layers]
+    clipped = lone_stage(layers, optimizers=plain, grad_clip=1e-3)
+    before = [parameters(layer) for layer in layers]
+    clipped.train_step(batch(0))
+    for layer, old in zip(layers, before, strict=True):
+        moved = torch.cat([(a - b).ravel() for a, b in zip(parameters(layer), old, strict=True)])
+        assert float(moved.double().norm()) == pytest.approx(1e-2 * 1e-3, rel=1e-2), "the rate times the limit"
+
+
+@pytest.mark.parametrize(("samples", "wanted", "made"), [(3, 3, 1), (4, 8, 2), (4, 1, 1), (7, 3, 3)])
+def test_no_micro_batch_has_less_than_two_samples(samples: int, wanted: int, made: int) -> None:
+    """One sample alone has no variance for a norm of its own."""
+    generator = torch.Generator().manual_seed(0)
+    own = StageInput(0, torch.randn(samples, 3, 8, 8, generator=generator), torch.arange(samples) % 3)
+    ours, theirs = stage(), stage()
+    ours.micro_batches = wanted
+    ours.train_step(own)
+    local_forward_backward(theirs.layers[0].train(), own.x, own.target, count=samples, micro_batches=made)
+    local_update(theirs.layers[0], theirs.optimizers[0])
+    for mine, expected in zip(parameters(ours.layers[0]), parameters(theirs.layers[0]), strict=True):
+        assert torch.equal(mine, expected)
 
 
 def test_what_is_handed_on_as_it_came_is_not_sent_from_the_buffer_it_came_in() -> None:

@@ -35,6 +35,18 @@ def test_two_workers_leave_out_no_more_images_together_than_one_may(
         assert "4 images of this epoch cannot be decoded, data.bad_sample_budget allows 3:\n  key " in done.stderr
 
 
+def test_images_in_quarantine_use_up_nothing_of_the_budget_of_a_run(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    good = [encoded(noise(i, 8, 8)) for i in range(36)]
+    images = [(f"{'ab'[i % 2]}/{i:02d}.png", data) for i, data in enumerate([*good, *[BAD] * 4])]
+    place = pack(write_tar(tmp_path / "x.tar", images), tmp_path / "set").folder
+    assert in_process("data", "verify", place, "--decode", "--fix").returncode == EXIT_DONE
+    done = in_process("run", tiny_job("known", JOB.replace("{train}", str(place))), "--set", "data.bad_sample_budget=0")
+    assert done.returncode == EXIT_DONE, done.stdout + done.stderr
+    assert summary_of(tmp_path / "runs" / "known")["skipped_samples"] == 2 * 4
+
+
 def test_an_image_in_quarantine_that_is_evaluated_on_ends_a_run_before_its_first_step(
     tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -16,10 +17,9 @@ import torch
 
 from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update, make_optimizer
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
-from orchestrator.run import checkpoint, prepare
+from orchestrator.run import checkpoint
 from orchestrator.run.folder import Lease, RunFolder, write_json
 from orchestrator.run.records.ledger import Ledger, chain
-from orchestrator.run.schedule import make_schedule
 from orchestrator.show.listings import runs
 
 
@@ -69,16 +69,33 @@ def test_a_restored_layer_goes_on_bit_for_bit(folder: RunFolder) -> None:
     ]  # fmt: skip
 
 
-def test_the_hash_of_weights_changes_with_any_bit_and_with_the_order_of_layers() -> None:
-    layer, _ = trained_layer(0)
-    before = checkpoint.layer_sha256(layer)
-    with torch.no_grad():
-        weight = next(layer.parameters())
-        first = weight[0, 0, 0, 0]
-        weight[0, 0, 0, 0] = torch.nextafter(first, first + 1)
-    after = checkpoint.layer_sha256(layer)
-    assert after != before
-    assert checkpoint.weights_sha256([before, after]) != checkpoint.weights_sha256([after, before])
+def test_the_hash_of_a_layer_is_that_of_names_types_shapes_and_every_byte() -> None:
+    layer, _ = trained_layer()
+    digest = hashlib.sha256()
+    for name, tensor in sorted(layer.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    assert checkpoint.layer_sha256(layer) == digest.hexdigest()
+
+
+def test_the_hash_of_a_network_changes_with_the_order_of_its_layers() -> None:
+    assert checkpoint.weights_sha256(["a", "b"]) == hashlib.sha256(b"a\nb").hexdigest()
+    assert checkpoint.weights_sha256(["b", "a"]) == hashlib.sha256(b"b\na").hexdigest()
+
+
+def test_of_a_step_that_is_saved_twice_the_newer_counts(folder: RunFolder) -> None:
+    """A run that went back behind it comes to it again."""
+    save(folder, 1)
+    layer, optimizer = trained_layer(2)
+    temporary = checkpoint.temporary_folder(folder, 1, 2)
+    entries = checkpoint.save_layer(temporary, 0, checkpoint.layer_state(layer, optimizer))
+    whole = checkpoint.commit(folder, 1, 2, {"step": 1, "attempt": 2}, entries)
+    assert checkpoint.newest_valid(folder) == (whole, [])
+    assert checkpoint.read_state(whole)["attempt"] == 2
+    restored, _ = trained_layer(0)
+    checkpoint.load_layer(whole, 0, restored)
+    assert checkpoint.layer_sha256(restored) == checkpoint.layer_sha256(layer)
+    assert list(folder.checkpoints.iterdir()) == [whole]
 
 
 def test_no_flipped_bit_of_any_file_is_ever_loaded(folder: RunFolder) -> None:
@@ -204,11 +221,6 @@ def test_a_file_that_does_not_fit_the_layer_is_named(folder: RunFolder) -> None:
         checkpoint.load_layer(where, 0, other)
 
 
-def test_resume_must_without_a_checkpoint_is_an_error(folder: RunFolder) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
-        prepare.next_attempt(folder, "must")
-
-
 def test_a_ledger_restored_in_mid_epoch_ends_like_one_that_never_stopped() -> None:
     keys = [f"{i:04d}" for i in range(20)]
     whole, part = Ledger(), Ledger()
@@ -267,6 +279,20 @@ def test_a_driver_that_came_while_the_last_one_left_is_the_only_one(
         Lease(folder).__enter__()
 
 
+def test_a_driver_that_leaves_takes_no_other_ones_lease_away(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def watched(path: Path, missing_ok: bool = False) -> None:
+        with pytest.raises(OrchestratorError, match="already being driven"):
+            Lease(folder).__enter__()
+        unlink(path, missing_ok)
+
+    with Lease(folder):
+        monkeypatch.setattr(Path, "unlink", watched)
+
+
 def test_a_file_system_without_locks_is_no_other_driver(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(file: object, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -282,39 +308,3 @@ def test_a_replaced_run_is_renamed_not_deleted(folder: RunFolder) -> None:
     assert renamed is not None
     assert not folder.path.exists()
     assert checkpoint.newest_valid(RunFolder(renamed))[0] is not None
-
-
-TRAIN = {
-    "epochs": 3, "steps": None, "samples": None, "global_batch_size": 10, "schedule": "simultaneous", "lr": 1.0,
-    "lr_schedule": "constant", "warmup_epochs": None, "warmup_steps": None, "eval_every_epochs": 2,
-}  # fmt: skip
-SAVING = {"every_steps": 4, "every_epochs": 1, "keep_last": 2}
-
-
-def test_a_schedule_says_what_every_step_does() -> None:
-    schedule = make_schedule(TRAIN, SAVING, steps_per_epoch=5, layers=3)
-    assert (schedule.total_steps, schedule.epochs) == (15, 3)
-    assert [n for n in range(1, 16) if schedule.saves(n)] == [4, 5, 8, 10, 12, 15]
-    assert [n for n in range(1, 16) if schedule.ends_epoch(n)] == [5, 10, 15]
-    assert [n for n in range(1, 16) if schedule.evaluates(n)] == [10]
-    assert schedule.trained(7) is None
-    by_samples = make_schedule({**TRAIN, "epochs": None, "samples": 41}, SAVING, steps_per_epoch=5, layers=3)
-    assert by_samples.total_steps == 5
-
-
-def test_a_sequential_schedule_trains_one_layer_at_a_time() -> None:
-    schedule = make_schedule({**TRAIN, "schedule": "sequential"}, SAVING, steps_per_epoch=5, layers=2)
-    assert schedule.total_steps == 30
-    assert [schedule.trained(step) for step in (0, 14, 15, 29)] == [0, 0, 1, 1]
-    assert [schedule.depth(done, 2) for done in (5, 15, 16, 30)] == [1, 1, 2, 2]
-
-
-def test_another_job_under_the_same_name_is_refused_with_the_difference(folder: RunFolder) -> None:
-    folder.path.mkdir(parents=True)
-    folder.job.write_text("name: a\ndata: {train: x}\ntrain: {lr: 0.1}\nobjective: {name: ff}\ncluster: {workers: 1}\n")
-    others = {"objective": {"name": "ff"}, "cluster": {"workers": 8}}
-    same = {"name": "a", "data": {"train": "y"}, "train": {"lr": 0.1}, **others}
-    prepare.refuse_changes(folder, same)
-    with pytest.raises(JobError, match=r"train.lr: was 0.1, is 0.2") as caught:
-        prepare.refuse_changes(folder, {**same, "train": {"lr": 0.2}})
-    assert caught.value.exit_code == 2

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from orchestrator.data.index import open_index, write_index
 from orchestrator.data.packing.pack import pack
 from orchestrator.errors import DataError
 from orchestrator.run.datasets import open_datasets
@@ -57,6 +60,15 @@ def test_data_of_other_classes_are_refused(sets: dict[str, str], tmp_path: Path,
         f"leave those out and pack it again with --classes {sets['ab']}"
     )
     assert str(caught.value) == f"data.{key}: {expected}"
+
+
+def test_the_same_classes_in_another_order_are_refused(sets: dict[str, str], tmp_path: Path) -> None:
+    """Their numbers would be those of other classes."""
+    index = open_index(sets["ab"])
+    other = shutil.copytree(index.folder, tmp_path / "other")
+    write_index(other, ["b", "a"], index.shards, np.array(index.members), "test")
+    with pytest.raises(DataError, match=r"2 against 2\): the same in another order; pack it again with --classes"):
+        open_datasets(job(data(train=sets["ab"], val=str(other)), tmp_path))
 
 
 def test_a_folder_without_an_index_is_named_with_its_key(sets: dict[str, str], tmp_path: Path) -> None:

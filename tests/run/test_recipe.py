@@ -17,7 +17,7 @@ from orchestrator.errors import EXIT_DONE, EXIT_JOB
 from orchestrator.run.device import compile_layers
 from tests.conftest import Command
 from tests.run.test_same_weights import assert_same_but_for_rounding, flags
-from tests.runs import assert_same_bits, newest, summary_of
+from tests.runs import assert_same_bits, newest, summary_of, weights_sha256_of
 
 RECIPE = (
     "train.ema_decay=0.9",
@@ -82,6 +82,7 @@ def test_the_saved_and_evaluated_weights_are_the_average_not_those_that_learn(
     answer = tmp_path / "answer.json"
     assert in_process("eval", run, "--json", answer).returncode == EXIT_DONE
     assert json.loads(answer.read_text())["top1"] == summary_of(run)["val_top1"]
+    assert summary_of(run)["weights_sha256"] == weights_sha256_of(run)
 
 
 def test_a_settled_layer_of_a_sequential_run_is_its_average(trained: Callable[..., Path]) -> None:

@@ -32,6 +32,7 @@ def test_the_same_failure_at_the_same_step_is_not_tried_a_third_time() -> None:
     action = next_action([failure(), failure(step=8), failure()], max_failures=100)
     assert action.stop
     assert "same failure at the same step" in action.why
+    assert not next_action([failure(), failure(message="another")], max_failures=100).stop, "not the same failure"
 
 
 def test_bad_data_is_not_retried() -> None:

@@ -135,6 +135,51 @@ def test_a_sequential_run_trains_one_layer_after_the_other_also_as_a_pipeline(tr
     assert summary_of(alone)["steps"] == 3 * 14
     assert summary_of(piped)["weights_sha256"] == summary_of(alone)["weights_sha256"]
     assert all(layer["val_top1"] > 0.5 for layer in summary_of(piped)["layers"])
+    lines = [json.loads(line) for line in (piped / "events.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    for phase in (0, 1):
+        assert epochs[phase]["val_top1"] == epochs[phase]["layer_val_top1"][phase], "the last trained layer decides"
+
+
+def test_a_run_that_was_killed_between_its_last_save_and_its_summary_ends_without_a_step(
+    trained: Callable[..., Path],
+) -> None:
+    run = trained("done", "model.vote=fitted")
+    whole = summary_of(run)
+    for left in ("summary.json", "outcome.json"):
+        (run / left).unlink(missing_ok=True)
+    steps = whole["steps"]
+    again = summary_of(trained("done", "model.vote=fitted"))
+    measured = dict.fromkeys(("images_per_second", "pipeline_efficiency", "peak_memory_bytes", "wall_seconds"))
+    expected = whole | {"attempts": 2, "attempt_steps": [[0, steps], [steps, steps]]}
+    assert again | measured == expected | measured
+    assert len(set(again["vote_weights"])) > 1, "fitted ones, which the checkpoint has"
+
+
+def test_a_run_begins_with_the_weights_of_another_and_nothing_else_of_it(trained: Callable[..., Path]) -> None:
+    first = trained("first", "train.epochs=1")
+    second = trained("second", "train.init_from=first", "train.epochs=1", "train.lr=1e-9")
+    ours, theirs = summary_of(second), summary_of(first)
+    for key in ("samples_seen", "order_sha256", "sample_keys_sha256", "attempt_steps"):
+        assert ours[key] == theirs[key], key
+    for file in sorted(newest(first).glob("layer_??.safetensors")):
+        learned = load_file(newest(second) / file.name)
+        for name, value in load_file(file).items():
+            if "running" not in name and "num_batches" not in name:  # norms go on with their averages
+                assert (learned[name] - value).abs().max() < 1e-5, name
+    steps = [v for k, v in load_file(newest(second) / "layer_00.optim.safetensors").items() if k.endswith("/step")]
+    assert {float(step) for step in steps} == {14.0}, "the optimizer began anew"
+
+
+@pytest.mark.parametrize("schedule", ["simultaneous", "sequential"])
+def test_bfloat16_gives_the_same_bits_in_a_pipeline_and_keeps_float32_weights(
+    trained: Callable[..., Path], schedule: str
+) -> None:
+    settings = ("train.precision=bfloat16", "train.epochs=1", f"train.schedule={schedule}")
+    alone = trained("alone", *settings)
+    assert_same_bits(trained("piped", *settings, *TWO), alone)
+    weights = load_file(newest(alone) / "layer_01.safetensors")
+    assert {str(value.dtype) for value in weights.values() if value.is_floating_point()} == {"torch.float32"}
 
 
 # Two epochs of 673 steps: a stop just at an epoch's end would prove nothing.

@@ -159,3 +159,18 @@ def test_a_torn_line_of_events_costs_that_line_alone(folder: RunFolder) -> None:
     assert [event["event"] for event in folder.read_events()[0]] == ["a"]
     folder.append_event({"event": "b"})
     assert [event["event"] for event in folder.read_events()[0]] == ["a", "b"]
+
+
+def test_events_read_in_pieces_are_those_read_at_once_and_a_line_counts_when_it_is_whole(folder: RunFolder) -> None:
+    folder.path.mkdir()
+    found, offset = folder.read_events()
+    for step in range(5):
+        folder.append_event({"event": "epoch", "step": step})
+        written = folder.events.read_bytes()
+        folder.events.write_bytes(written[:-7])  # its writer is in the middle of it
+        assert folder.read_events(offset) == ([], offset)
+        folder.events.write_bytes(written)
+        new, offset = folder.read_events(offset)
+        found += new
+    assert [event["step"] for event in found] == [0, 1, 2, 3, 4]
+    assert (found, offset) == folder.read_events()

@@ -17,6 +17,7 @@ from orchestrator.data.reader import ShardReader
 from orchestrator.run import checkpoint
 from orchestrator.run.folder import RunFolder
 from tests.conftest import ROOT, SUMMARY_KEYS, TINY_JOB, Command, environment
+from tests.runs import weights_sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,7 @@ def test_the_summary_is_complete_and_true(finished: dict[str, Any]) -> None:
     assert 0 < s["pipeline_efficiency"] <= 1
     assert len(s["peak_memory_bytes"]) == s["world_size"] == 2
     assert json.loads((finished["run"] / "summary.json").read_text()) == s
+    assert s["weights_sha256"] == weights_sha256_of(finished["run"])
 
 
 def test_the_keys_consumed_are_those_of_the_index(finished: dict[str, Any]) -> None:
@@ -176,6 +178,12 @@ def test_the_logged_network_loads_without_pickle_and_predicts_like_eval(
     assert scores.shape == (len(val), 10)
     right = (scores.argmax(axis=1) == index.labels[val]).mean()
     assert right == pytest.approx(finished["summary"]["val_top1"])
+    best_five = np.argsort(-scores, axis=1)[:, :5]
+    top5 = (best_five == index.labels[val][:, None]).any(axis=1).mean()
+    assert top5 == pytest.approx(finished["summary"]["val_top5"])
+    matrix = np.zeros((10, 10), dtype=int)
+    np.add.at(matrix, (index.labels[val], scores.argmax(axis=1)), 1)
+    assert json.loads((finished["run"] / "confusion.json").read_text())["matrix"] == matrix.tolist()
     inner = model.unwrap_python_model()
     assert np.array_equal(inner.predict(None, files[:20]).argmax(1), scores[:20].argmax(1))
     with pytest.raises(ValueError, match=r"must be uint8 of shape \(N, 8, 8, 1\)"):
@@ -272,6 +280,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     assert summary["order_sha256"] == reference["order_sha256"]
     assert summary["attempt_steps"] == [[0, 42], [28, 42]]
     assert summary["run_id"] == reference["run_id"]
+    before = checkpoint.read_state(checkpoint.step_folder(RunFolder(run), 28))["train_seconds"]
+    assert summary["wall_seconds"] > before > 0, "the time of all attempts"
 
 
 def test_a_dead_mlflow_server_is_said_before_training_with_the_remedy(

@@ -143,11 +143,6 @@ class TrainStream:
         """What makes the batches, for the record of a run."""
         return {"decoder": self._source.decoder, "threads": self._threads}
 
-    @property
-    def max_batch(self) -> int:
-        """Most samples that this replica gets in one step."""
-        return max(b - a for a, b in map(self._own, self._bounds))
-
     def _own(self, bounds: tuple[int, int]) -> tuple[int, int]:
         return replica_slice(*bounds, self._replica, self._replicas)
 

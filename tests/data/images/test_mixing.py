@@ -11,6 +11,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from hff.randomness import derive_seed
 from orchestrator.data.images.mixing import Mix, drawn, mixed, places
 from orchestrator.data.index import Index, Shard, open_index, write_index
 from orchestrator.data.loading.image_source import ImageSource
@@ -80,9 +81,19 @@ def test_the_area_of_cutmix_has_the_share_that_was_drawn_unless_it_is_cut_off() 
     assert len(inside) > 20
     for left, top, right, bottom in inside:
         assert right - left == pytest.approx(bottom - top)
-    shares = np.array([(b[2] - b[0]) * (b[3] - b[1]) for b in boxes])
-    assert 0.15 < shares.mean() < 0.5
-    assert shares.min() < 0.02
+    for step, box in enumerate(boxes):
+        random = np.random.Generator(np.random.PCG64(derive_seed(0, "mix", step)))
+        _, x, y = random.random(3)
+        side = np.sqrt(1 - random.beta(1.0, 1.0))  # of a square with the rest of the area
+        square = np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2])
+        assert box == pytest.approx(np.clip(square, 0, 1).tolist())
+
+
+def test_the_shares_of_mixup_are_those_of_its_beta_distribution() -> None:
+    for alpha in (0.2, 1.0):
+        weights = [drawn({"mixup": alpha}, seed=0, step=step, before=0).weight for step in range(2000)]
+        assert np.mean(weights) == pytest.approx(0.5, abs=0.03)
+        assert np.var(weights) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
 
 
 def test_with_both_a_coin_decides_and_without_either_nothing_is_mixed() -> None:

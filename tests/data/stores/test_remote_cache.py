@@ -159,13 +159,14 @@ def test_a_part_that_was_damaged_on_the_disk_is_fetched_from_its_first_byte(
 def test_old_leftovers_are_removed_at_the_start_and_other_files_never(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    old, young, other = (folder / name for name in (f"{'a' * 64}-9.part", f"{'b' * 64}-9.part", "notes.part"))
-    for file in (old, young, other):
+    places = (f"{'a' * 64}-9.part", f"{'b' * 64}-9.part", "notes.part", f"{'c' * 64}.tar")
+    old, young, other, whole = (folder / name for name in places)
+    for file in (old, young, other, whole):
         file.write_bytes(b"x")
-    for file in (old, other):
+    for file in (old, other, whole):
         os.utime(file, (time.time() - 2 * 86400,) * 2)
     ShardCache(folder, 10)
-    assert (old.exists(), young.exists(), other.exists()) == (False, True, True)
+    assert [file.exists() for file in (old, young, other, whole)] == [False, True, True, True]
 
 
 def test_a_stop_ends_a_transfer_and_leaves_what_came(

@@ -98,7 +98,7 @@ def test_a_prefetcher_that_fell_behind_does_not_fetch_what_is_over(far: tuple[In
 def test_a_shard_that_cannot_be_fetched_early_is_told_by_who_reads_it(far: tuple[Index, Door]) -> None:
     index, before = far
     before.faults.append(Fault(404, where="shard-000001", times=1))
-    with foreseen(index, iter(plan(index))):
+    with Prefetcher(index, iter(plan(index)), threads=1, parts=False):
         wait_until(lambda: before.fired[404] and here(index) >= {0, 2, 3})
     assert ShardReader(index).read(int(plan(index)[1][0]))[0]
 

@@ -99,6 +99,48 @@ def test_every_metric_that_a_black_hole_swallowed_arrives_once_by_replay(
     assert sent(folder) == expected(range(1, 21)), "nothing twice"
 
 
+def test_only_what_is_new_is_sent_but_to_another_mlflow_run_all_of_it(folder: RunFolder, tmp_path: Path) -> None:
+    """A machine whose database does not know the run makes a new one (`create_run`)."""
+    uri, run_id = store(folder)
+    for number in (1, 2, 3):
+        folder.append_event(epoch(number))
+        assert tracking.replay(uri, run_id, folder.path) == 1
+    assert sent(folder) == expected(range(1, 4))
+    another = tracking.create_run(uri, "tests", "a", params={}, tags={}, artifacts=tmp_path, run_id="0" * 32)
+    assert another not in (run_id, "0" * 32)
+    assert tracking.replay(uri, another, folder.path) == 3
+    write_json(folder.path / "tracking.json", {"uri": uri, "run_id": another})
+    assert sent(folder) == expected(range(1, 4))
+    assert tracking.create_run(uri, "tests", "a", params={}, tags={}, artifacts=tmp_path, run_id=another) == another
+
+
+def test_the_loss_of_a_run_is_that_of_its_last_layer_that_trains() -> None:
+    line = epoch(1) | {"train_loss": [0.5, None, None], "scale": [20.0, None, 30.0]}
+    found = tracking.epoch_metrics(line)
+    assert found["train/loss"] == found["layer/00/train_loss"] == 0.5
+    assert not any(name.startswith(("layer/01/train", "layer/02/train", "layer/01/scale")) for name in found)
+    final = {"event": "final", "val_top1": 0.75, "val_top5": 1.0, "layer_val_top1": [0.5, 0.75]}
+    assert tracking.epoch_metrics(final) == {
+        "val/top1": 0.75, "val/top5": 1.0, "layer/00/val_top1": 0.5, "layer/01/val_top1": 0.75,
+    }  # fmt: skip
+    assert tracking.epoch_metrics({"event": "warning", "text": "x"}) == {}
+
+
+def test_more_metrics_and_parameters_than_a_request_may_have_all_arrive(folder: RunFolder, tmp_path: Path) -> None:
+    """MLflow takes 1000 metrics at once, 100 parameters, and of a value no more than 500 characters."""
+    folder.append_event(epoch(1) | {"train_loss": [1.0] * 600, "layer_val_top1": [0.5] * 600})
+    uri, run_id = store(folder)
+    assert tracking.replay(uri, run_id, folder.path) == 1
+    assert {name for name in sent(folder) if name.startswith("layer/")} == {
+        f"layer/{i:02d}/{kind}" for i in range(600) for kind in ("train_loss", "val_top1")
+    }
+    params = {f"key{i}": "x" * 600 if i == 0 else i for i in range(205)}
+    made = tracking.create_run(uri, "tests", "many", params=params, tags={}, artifacts=tmp_path)
+    with tracking.client_of(uri) as client:
+        found = client.get_run(made).data.params
+    assert found == {key: str(value)[:500] for key, value in params.items()}
+
+
 def test_a_clock_that_jumps_back_changes_neither_order_nor_the_last_value(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

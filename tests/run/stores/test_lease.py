@@ -80,7 +80,9 @@ def test_a_driver_that_another_one_took_over_from_knows_it(store: RunStore) -> N
 
 def test_answers_that_are_lost_on_the_way_cost_no_lease(store: RunStore, before: Door) -> None:
     before.faults[:] = [Fault("lost", where="lease", method="PUT")]
-    with lease(store) as mine:
+    said: list[str] = []
+    with lease(store, said) as mine:
+        assert said == [], "the lease that is found is its own, and not waited for"
         assert holder_of(store, "a") == mine.token
         before.faults.append(Fault("lost", where="lease", times=2, method="PUT"))
         wait_until(lambda: before.fired["lost"] == 3)

@@ -175,13 +175,18 @@ def test_old_ones_and_torn_ones_before_them_are_deleted_manifest_first(
         here.send_whole(step, FENCE)
     for step in (2, 5):
         here.send(save(tmp_path, step), step, FILES[:2])
-    before.written.clear()
     here.prune(2, 4)
+    assert before.deleted[0] == [f"{tmp_path.name}/a/checkpoints/step_000000001/manifest.json"]
+    assert len(before.deleted[1]) == len(FILES) - 1, "then its other files"
     kept = {name.split("/")[0] for name in bucket.names(f"{tmp_path.name}/a/checkpoints")}
     assert kept == {"step_000000003", "step_000000004", "step_000000005"}, "5 is on its way"
     assert here.steps() == [3, 4]
     here.prune(1, 3)
     assert here.steps() == [3, 4], "a later one, from which a run went back, takes no place of the one just saved"
+    save(tmp_path, 6)
+    here.send_whole(6, FENCE)
+    here.prune(2, 6)
+    assert here.steps() == [4, 6], "nor does a torn one"
 
 
 def test_a_driver_that_lost_its_lease_writes_no_manifest(
