@@ -21,7 +21,8 @@ from benchmarks.memory import Held
 from hff.architectures import HeadOptions, build_layers
 from hff.local import make_optimizer
 from hff.shapes import HeadShape, VggOptions, describe
-from orchestrator.pipeline.links import LinkShape, open_links
+from orchestrator.pipeline.connect import open_links
+from orchestrator.pipeline.links import LinkShape
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage, StageInput
 

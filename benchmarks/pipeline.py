@@ -21,7 +21,8 @@ from benchmarks.common import interval, publish, spread
 from benchmarks.crew import Calls, Crew, timed
 from benchmarks.peers import CLASSES, STAGES, Setting, local_stage
 from benchmarks.peers_table import compare
-from orchestrator.pipeline.links import LinkShape, open_links
+from orchestrator.pipeline.connect import open_links
+from orchestrator.pipeline.links import LinkShape
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import StageInput
 

@@ -23,8 +23,9 @@ from benchmarks.common import publish, spread
 from hff.architectures import HeadOptions, build_layers
 from hff.local import local_forward_backward, local_update, make_optimizer
 from hff.shapes import HeadShape, LayerShape, VggOptions, describe
+from orchestrator.pipeline.connect import open_links
 from orchestrator.pipeline.cost import CPU_CORE, LayerCost
-from orchestrator.pipeline.links import LinkShape, Message, open_links
+from orchestrator.pipeline.links import LinkShape, Message
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.plan import Plan, make_plan
 from orchestrator.pipeline.stage import Stage, StageInput

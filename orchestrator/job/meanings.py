@@ -99,6 +99,7 @@ MEANINGS: dict[str, str] = {
     "train.warmup_steps": "Length of the linear warm-up in steps.",
     "train.schedule": "All layers learn at once, or one after the other, each for `epochs`.",
     "train.precision": "Number format of computation; bfloat16 is autocast over float32 weights.",
+    "train.link_precision": "Number format that activations travel in over gloo and NCCL; in shared memory same.",
     "train.seed": "Decides weights, order and augmentation.",
     "train.max_hours": "Hours after which the run saves and ends with exit code 75.",
     "train.init_from": "A run, or RUN@STEP, below `runs` whose weights this one starts from.",

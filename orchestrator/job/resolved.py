@@ -27,6 +27,7 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("objective", "coarse"): [],
     ("train", "ema_decay"): 0.0,
     ("train", "compile"): False,
+    ("train", "link_precision"): "same",
     ("data", "crop_share"): None,
     ("data", "repeat_batch"): False,
     ("data", "progressive"): None,

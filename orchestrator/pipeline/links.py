@@ -1,4 +1,4 @@
-"""One-way links between stages: what travels, and how a transport is chosen.
+"""One-way links between stages: what travels, and how it lies in a buffer.
 
 A message lies in a slot of fixed size: a header, labels, votes, activation. The receiver slices to the valid
 count before anything is computed.
@@ -7,11 +7,11 @@ count before anything is computed.
 from __future__ import annotations
 
 import math
-import socket
 import struct
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,7 +20,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.errors import OrchestratorError
-from orchestrator.pipeline.mesh import Mesh
 
 Kind = Literal["train", "eval"]
 _HEADER = struct.Struct("<qiiiiiiiiid")
@@ -56,7 +55,7 @@ class Message:
 class LinkShape:
     """What one link carries at most. Both ends derive it from the plan, so it is never negotiated.
 
-    `labels` is 2 where samples may be mixed.
+    `labels` is 2 where samples may be mixed. Activations of `dtype` travel as `wire`, rounded to it, where it is given.
     """
 
     activation: tuple[int, ...]
@@ -65,11 +64,12 @@ class LinkShape:
     num_classes: int
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     labels: int = 1
+    wire: torch.dtype | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """Bytes of header, labels, votes and activation, each padded to a cache line."""
-        item = torch.empty((), dtype=self.dtype).element_size()
+        item = (self.wire or self.dtype).itemsize
         parts = (
             _HEADER.size,
             8 * self.max_batch * self.labels,
@@ -116,23 +116,39 @@ class Receiver(Protocol):
     def close(self) -> None: ...
 
 
-class Slot:
-    """Views of one slot's memory, a flat uint8 tensor: the layout of a message lives here alone."""
+def wait_for(work: dist.Work, peer: int, awaited: str, timeout_s: float) -> float:
+    """Wait for a transfer of a host; returns the seconds. Raises LinkError when the neighbour is gone or silent."""
+    began = time.perf_counter()
+    try:
+        work.wait(timedelta(seconds=timeout_s))
+    except RuntimeError as error:
+        first_line = str(error).splitlines()[0]
+        raise LinkError(f"rank {peer} gave {awaited} (cluster.timeout_s {timeout_s:g}): {first_line}") from error
+    return time.perf_counter() - began
 
-    def __init__(self, shape: LinkShape, memory: Tensor) -> None:
+
+class Slot:
+    """Views of one slot's memory, a flat uint8 tensor: the layout of a message lives here alone.
+
+    Memory of a GPU has its `header` apart, in that of the host, which reads and writes it.
+    """
+
+    def __init__(self, shape: LinkShape, memory: Tensor, header_apart: Tensor | None = None) -> None:
         header, labels, votes, activation = shape.sizes
         ends = [header, header + labels, header + labels + votes, header + labels + votes + activation]
         self._shape = shape
-        self._header = memory[:header]
-        # The header as bytes, where the processor sees them: at steps of 2 ms tensors would be noticed here.
-        self._host = self._header.numpy().data if memory.device.type == "cpu" else None
+        self.header = memory[:header] if header_apart is None else header_apart
+        # As bytes: at steps of 2 ms tensors would be noticed here.
+        self._header = self.header.numpy().data
         self._views: dict[tuple[int, ...], Tensor] = {}
         self._labels = memory[header : ends[1]].view(torch.int64)
         self._partners = self._labels[shape.max_batch :]
         self._votes = memory[ends[1] : ends[2]].view(torch.float32)
-        self._activation = memory[ends[2] : ends[3]].view(shape.dtype)
-        # The two parts of the memory that travel: all that is small, and the activation of a full batch.
-        self.small = memory[: ends[2]]
+        self._activation = memory[ends[2] : ends[3]].view(shape.wire or shape.dtype)
+        # The parts of the memory that travel: all that is small, and the activation of a full batch. Where the header
+        # goes ahead it says whether there are votes.
+        self.small = memory[: ends[2]] if header_apart is None else memory[header : ends[1]]
+        self.votes = memory[ends[1] : ends[2]]
         self.large = memory[ends[2] : ends[2] + self._activation_view(shape.max_batch, shape.activation).nbytes]
 
     def _activation_view(self, valid: int, shape: Sequence[int]) -> Tensor:
@@ -168,10 +184,7 @@ class Slot:
         # The sides of a map, which may be smaller than the agreed ones; 0 for anything else.
         sides = shape[1:] if len(shape) == 3 else (0, 0)
         packed = _HEADER.pack(message.step, int(message.kind == "eval"), valid, *flags, *sides, message.partner_weight)
-        if self._host is None:
-            self._header[: len(packed)].copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
-        else:
-            self._host[: len(packed)] = packed
+        self._header[: len(packed)] = packed
         self._labels[:valid].copy_(message.target)
         if message.partner is not None:
             self._partners[:valid].copy_(message.partner)
@@ -183,17 +196,22 @@ class Slot:
             _copy(message.activation, view)
         return view.numel() * view.element_size() + 8 * valid + len(packed)
 
+    @property
+    def has_vote(self) -> bool:
+        """What the header says of votes."""
+        return bool(_HEADER.unpack_from(self._header)[5])
+
     def read(self) -> Message:
-        """Views of what the slot holds."""
-        raw = self._header.cpu().numpy().tobytes() if self._host is None else self._host
-        step, is_eval, valid, last, stop, has_vote, has_partner, count, *sides, weight = _HEADER.unpack_from(raw)
+        """Views of what the slot holds; an activation that was rounded on its way is a new tensor."""
+        header = _HEADER.unpack_from(self._header)
+        step, is_eval, valid, last, stop, has_vote, has_partner, count, *sides, weight = header
         classes, shape = self._shape.num_classes, self._shape.activation
         return Message(
             step=step,
             kind="eval" if is_eval else "train",
             last=bool(last),
             stop=bool(stop),
-            activation=self._activation_view(valid, (shape[0], *sides) if any(sides) else shape),
+            activation=self._activation_view(valid, (shape[0], *sides) if any(sides) else shape).to(self._shape.dtype),
             target=self._labels[:valid],
             vote=self._votes[: valid * classes].view(valid, classes) if has_vote else None,
             count=count,
@@ -212,85 +230,3 @@ def _copy(source: Tensor, target: Tensor) -> None:
         np.copyto(ours.reshape(-1).view(torch.uint8).numpy(), theirs.reshape(-1).view(torch.uint8).numpy())
     else:
         target.copy_(source)
-
-
-def host_id() -> str:
-    """The same on all processes of one running machine, and on no other."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}"
-
-
-def choose_transport(wanted: str, hosts: tuple[str, str], device: torch.device, *, linux: bool) -> str:
-    """shm between CPU processes of one Linux host, p2p otherwise; raises LinkError for a wish that cannot be."""
-    local = hosts[0] == hosts[1] and device.type == "cpu" and linux
-    if wanted == "auto":
-        return "shm" if local else "p2p"
-    if wanted == "shm" and not local:
-        raise LinkError("cluster.transport: shm joins CPU workers of one Linux host only; use auto")
-    return "shm" if wanted == "shm" else "p2p"
-
-
-def open_links(
-    mesh: Mesh,
-    rank: int,
-    incoming: LinkShape | None,
-    outgoing: LinkShape | None,
-    *,
-    transport: str,
-    timeout_s: float,
-    token: str,
-    group: dist.ProcessGroup | None = None,
-    device: torch.device | None = None,
-) -> tuple[Receiver | None, Sender | None]:
-    """Connect a worker to its neighbours. Every rank calls this; `token` is unique to the attempt.
-
-    `incoming` and `outgoing` are None at the first and the last stage; their `max_batch` is that of the whole batch,
-    of which every link carries its part.
-    """
-    import sys
-
-    from orchestrator.pipeline import p2p, shm
-    from orchestrator.pipeline.fan import FanIn, FanOut
-
-    where = device or torch.device("cpu")
-    hosts: list[str] = [""] * mesh.size
-    dist.all_gather_object(hosts, host_id(), group=group)
-    if where.type == "cuda":
-        # NCCL forms a communicator at first use by all; point-to-point calls must not be that first use.
-        dist.all_reduce(torch.zeros(1, device=where))
-
-    def by_memory(a: int, b: int) -> bool:
-        return choose_transport(transport, (hosts[a], hosts[b]), where, linux=sys.platform == "linux") == "shm"
-
-    def part(shape: LinkShape, source: int, target: int) -> LinkShape:
-        most = mesh.limits(shape.max_batch)[mesh.place(source)[0]]
-        return replace(shape, max_batch=mesh.link_limit(source, target, most))
-
-    before = mesh.before(rank) if incoming is not None else []
-    after = mesh.after(rank) if outgoing is not None else []
-    # All listen before anybody connects.
-    listeners = {source: shm.listen(token, source, rank) for source in before if by_memory(source, rank)}
-    senders: list[Sender] = []
-    for target in after:
-        assert outgoing is not None
-        shape = part(outgoing, rank, target)
-        if by_memory(rank, target):
-            senders.append(shm.ShmSender(shape, token, rank, target, timeout_s))
-        else:
-            senders.append(p2p.P2PSender(shape, target, timeout_s, where))
-    receivers: list[Receiver] = []
-    for source in before:
-        assert incoming is not None
-        shape = part(incoming, source, rank)
-        if source in listeners:
-            receivers.append(shm.ShmReceiver(shape, listeners[source], source, timeout_s))
-        else:
-            receivers.append(p2p.P2PReceiver(shape, source, timeout_s, where))
-    stage, replica = mesh.place(rank)
-    sender: Sender | None = senders[0] if senders else None
-    if len(senders) > 1:
-        sender = FanOut(senders, replica, mesh.replicas[stage], mesh.replicas[stage + 1])
-    receiver: Receiver | None = receivers[0] if receivers else None
-    if len(receivers) > 1:
-        receiver = FanIn(receivers)
-    return receiver, sender

@@ -1,40 +1,25 @@
-"""Links over torch.distributed: gloo between CPU workers, NCCL between GPUs. Receives are posted ahead."""
+"""Links over gloo, between hosts: isend and irecv from and into memory of the host. Receives are posted ahead."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orchestrator.pipeline.links import LinkError, LinkShape, Message, Slot
+from orchestrator.pipeline.links import LinkShape, Message, Slot, wait_for
 from orchestrator.pipeline.mesh import SLOTS
-
-
-def _wait(work: dist.Work, peer: int, awaited: str, timeout_s: float) -> float:
-    """Wait for a transfer; returns the seconds. Raises LinkError when the neighbour is gone or silent."""
-    began = time.perf_counter()
-    try:
-        work.wait(timedelta(seconds=timeout_s))
-    except RuntimeError as error:
-        first_line = str(error).splitlines()[0]
-        raise LinkError(f"rank {peer} gave {awaited} (cluster.timeout_s {timeout_s:g}): {first_line}") from error
-    return time.perf_counter() - began
 
 
 class _Ring:
     """Buffers of the fixed message size and the transfers that use them."""
 
-    def __init__(self, shape: LinkShape, peer: int, timeout_s: float, device: torch.device) -> None:
+    def __init__(self, shape: LinkShape, peer: int, timeout_s: float) -> None:
         self.waited_s = 0.0
         self.bytes_total = 0
         self._peer, self._timeout_s = peer, timeout_s
-        self._slots = [
-            Slot(shape, torch.empty(shape.slot_bytes, dtype=torch.uint8, device=device)) for _ in range(SLOTS)
-        ]
+        self._slots = [Slot(shape, torch.empty(shape.slot_bytes, dtype=torch.uint8)) for _ in range(SLOTS)]
         self._work: list[list[dist.Work]] = [[] for _ in range(SLOTS)]
         self._next = 0
 
@@ -44,7 +29,7 @@ class _Ring:
 
     def _end(self, slot: int, awaited: str) -> None:
         for work in self._work[slot]:
-            self.waited_s += _wait(work, self._peer, awaited, self._timeout_s)
+            self.waited_s += wait_for(work, self._peer, awaited, self._timeout_s)
 
     def close(self) -> None:
         self._work = [[] for _ in range(SLOTS)]
@@ -56,8 +41,8 @@ class P2PSender(_Ring):
     The activation of a full batch is sent from where it lies.
     """
 
-    def __init__(self, shape: LinkShape, peer: int, timeout_s: float, device: torch.device) -> None:
-        super().__init__(shape, peer, timeout_s, device)
+    def __init__(self, shape: LinkShape, peer: int, timeout_s: float) -> None:
+        super().__init__(shape, peer, timeout_s)
         self._sent: list[Tensor | None] = [None] * SLOTS
 
     def send(self, message: Message) -> None:
@@ -75,15 +60,15 @@ class P2PSender(_Ring):
         for works in self._work:
             for work in works:
                 if not work.is_completed():
-                    _wait(work, self._peer, "no free buffer", min(self._timeout_s, 30.0))
+                    wait_for(work, self._peer, "no free buffer", min(self._timeout_s, 30.0))
         super().close()
 
 
 class P2PReceiver(_Ring):
     """The taking end; all but the buffer in use are posted for receiving."""
 
-    def __init__(self, shape: LinkShape, peer: int, timeout_s: float, device: torch.device) -> None:
-        super().__init__(shape, peer, timeout_s, device)
+    def __init__(self, shape: LinkShape, peer: int, timeout_s: float) -> None:
+        super().__init__(shape, peer, timeout_s)
         for i in range(SLOTS - 1):
             self._post(i)
 

@@ -67,7 +67,8 @@ class SyncBatchNorm(_BatchNorm):
         x = input if input.dtype == torch.float64 else input.float()
         over = [d for d in range(x.dim()) if d != 1]
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        count = torch.tensor([x.numel() // x.shape[1]], dtype=x.dtype, device=x.device)
+        # Filled on the device: a copy from the host would wait for it.
+        count = x.new_full((1,), x.numel() // x.shape[1])
         sums = self._over_replicas(torch.cat([x.sum(over), count]))
         mean, count = sums[:-1] / sums[-1], sums[-1].detach()
         centred = x - mean.view(shape)

@@ -33,6 +33,7 @@ from orchestrator.data.stores.remote_index import RemoteShards, open_data
 from orchestrator.errors import DataError, JobError
 from orchestrator.job.network import vote_share
 from orchestrator.pipeline.stage import StageInput
+from orchestrator.run.device import ToDevice
 from orchestrator.run.inference.classifier import framing, pixel_statistics
 from orchestrator.run.pairs import Pairs
 
@@ -255,12 +256,12 @@ class Normalise:
     """uint8 images (B, C, H, W) to the network's dtype on the device: (x / 255 - mean) / std per channel."""
 
     def __init__(self, data: dict[str, Any], device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self._to_device = device, dtype, ToDevice(device)
         mean, scale = pixel_statistics(data, dtype)
         self.mean, self.scale = mean.to(device), scale.to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = images.to(self.device, non_blocking=True).to(self.dtype, memory_format=torch.channels_last)
+        x = self._to_device(images).to(self.dtype, memory_format=torch.channels_last)
         return x.sub_(self.mean).mul_(self.scale)
 
 
@@ -268,10 +269,10 @@ class Numbers:
     """Features (B, D) to the network's dtype on the device."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self._to_device = device, dtype, ToDevice(device)
 
     def __call__(self, features: Tensor) -> Tensor:
-        return features.to(self.device, non_blocking=True).to(self.dtype)
+        return self._to_device(features).to(self.dtype)
 
 
 Ready = Normalise | Numbers

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hff.layers import LocalLayer
 from orchestrator.errors import JobError
@@ -24,6 +25,28 @@ def prepare_torch(cluster: dict[str, Any], device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+
+
+class ToDevice:
+    """Copies batches to a device: those in pinned memory to a GPU on a stream of its own, beside what is computed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """`batch` on the device; what is computed from here on waits for it, the host does not."""
+        if self._stream is None:
+            return batch.to(self.device)
+        with torch.cuda.stream(self._stream):
+            copied = batch.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self._stream)
+        # Its memory belongs to the copying stream, which must not use it again while it is computed with.
+        copied.record_stream(computing)
+        return copied
 
 
 # Of one body: training, evaluation, a ragged last batch of each, small images first.

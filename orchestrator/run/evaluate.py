@@ -114,7 +114,8 @@ def _fitted(parts: list[dict[str, Any]], layers: int) -> list[float]:
 def _count(vote: Tensor, target: Tensor, counts: Tensor, confusion: Tensor, num_classes: int) -> None:
     best = vote.topk(min(5, num_classes), dim=1).indices
     hits = best == target[:, None]
-    counts += torch.stack([hits[:, 0].sum(), hits.sum(), torch.tensor(len(target), device=hits.device)])
+    counts[:2] += torch.stack([hits[:, 0].sum(), hits.sum()])
+    counts[2] += len(target)
     cells = target * num_classes + best[:, 0]
     confusion += torch.bincount(cells, minlength=num_classes * num_classes)
 

@@ -122,12 +122,19 @@ def plan_for(
         num_classes=classes,
         optimizer=job.train.optimizer,
         dtype_bytes=8 if precision == "float64" else 4,
-        activation_bytes={"float64": 8, "float32": 4, "bfloat16": 2}[precision],
+        activation_bytes=_activation_bytes(job),
         end_to_end=job.objective.name == "bp",
         target=target_of(cluster),
         costs=costs,
         memory_limit_bytes=None if cluster.memory_gb is None else cluster.memory_gb * 1e9,
     )
+
+
+def _activation_bytes(job: Job) -> int:
+    """Of a number between two stages. A job that wants links of bfloat16 has them, unless it asks for shared memory."""
+    if job.train.link_precision == "bfloat16" and job.cluster.transport != "shm":
+        return 2
+    return {"float64": 8, "float32": 4, "bfloat16": 2}[job.train.precision]
 
 
 def _with_index(job: Job) -> Job:

@@ -21,8 +21,9 @@ from hff.local import make_optimizer
 from orchestrator.data.cached.features import FeatureFolders
 from orchestrator.errors import EXIT_OTHER, CheckpointError, OrchestratorError
 from orchestrator.job.per_layer import of_layer
+from orchestrator.pipeline.connect import all_places, open_links, refuse_shared_gpus
 from orchestrator.pipeline.gather import synchronise
-from orchestrator.pipeline.links import LinkError, LinkShape, Receiver, Sender, open_links
+from orchestrator.pipeline.links import LinkError, LinkShape, Receiver, Sender
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.stage import Stage
 from orchestrator.run import checkpoint, network
@@ -159,6 +160,8 @@ def _work(
     control = Control(context.world_size, job["cluster"]["timeout_s"])
     mesh = Mesh(assignment.replicas)
     stage_index, replica = mesh.place(context.rank)
+    if device.type == "cuda" and context.world_size > 1:
+        refuse_shared_gpus(mesh, all_places(device, control.group))
     datasets = open_datasets(job)
     depth = len(assignment.layer_names) if assignment.phases is None else assignment.phases
     schedule = make_schedule(
@@ -350,8 +353,8 @@ def _links(
     if mesh.stages == 1:
         return None, None
     stage_index, _ = mesh.place(rank)
-    precision = assignment.job["train"]["precision"]
-    dtype = torch.bfloat16 if precision == "bfloat16" else network.DTYPES[precision]
+    train = assignment.job["train"]
+    dtype = torch.bfloat16 if train["precision"] == "bfloat16" else network.DTYPES[train["precision"]]
 
     def shape(stage: int) -> LinkShape:
         return LinkShape(
@@ -363,6 +366,7 @@ def _links(
             labels=2
             if assignment.job["data"]["augment"]["mixup"] or assignment.job["data"]["augment"]["cutmix"]
             else 1,
+            wire=torch.bfloat16 if train["link_precision"] == "bfloat16" else None,
         )
 
     return open_links(

@@ -117,7 +117,7 @@ YAML_FEATURES = (
         "train:\n  <<: {epochs: 4}\n  epochs: 4",
         "PATH:9: train.<<: must be a known key, got '<<' (known: epochs, steps, samples, global_batch_size, "
         "micro_batches, optimizer, lr, weight_decay, momentum, betas, lr_schedule, warmup_epochs, warmup_steps, schedule, "
-        "precision, seed, max_hours, init_from, eval_every_epochs, grad_clip, ema_decay, compile, vote_from_train)",
+        "precision, link_precision, seed, max_hours, init_from, eval_every_epochs, grad_clip, ema_decay, compile, vote_from_train)",
     ),
     _edit("list as a key", "name: sample", "[a]: b", "PATH:2: must have words as keys, got a list or a mapping as a key"),
 )  # fmt: skip

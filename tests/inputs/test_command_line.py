@@ -89,6 +89,22 @@ def test_plan_of_imagenet_names_what_each_of_eight_stages_does_without_torch(tmp
     assert all(stage["bytes_sent_per_step"] > 0 for stage in plan["stages"][:-1])
 
 
+def test_links_of_bfloat16_halve_what_the_plan_says_is_sent_but_in_shared_memory(tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+
+    def sent(*settings: str) -> float:
+        """Bytes of activations behind the first layer, for each image; a label has 8 more."""
+        fixed = ("train.precision=float32", "cluster.stages=2", "cluster.layers=[1, 9]", *settings)
+        flags = [word for setting in fixed for word in ("--set", setting)]
+        assert main(["plan", str(ROOT / "jobs/imagenet.yaml"), "--workers", "2", "--json", str(out), *flags]) == 0
+        plan = json.loads(out.read_text())
+        return float(plan["stages"][0]["bytes_sent_per_step"] / plan["global_batch_size"] - 8)
+
+    exact = sent()
+    assert sent("train.link_precision=bfloat16") == exact / 2
+    assert sent("train.link_precision=bfloat16", "cluster.transport=shm") == exact
+
+
 def test_several_numbers_of_workers_give_a_list_of_plans(tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     assert main(["plan", str(ROOT / "jobs/imagenet.yaml"), "--workers", "1,2", "--json", str(out)]) == 0
@@ -244,11 +260,18 @@ def test_resume_must_without_a_checkpoint_is_exit_code_4(tiny_job: Callable[...,
     assert "there is no checkpoint to resume from" in result.stderr
 
 
-def test_gpus_that_are_not_there_are_refused(tiny_job: Callable[..., Path], in_process: Command) -> None:
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_gpus_that_are_not_there_are_refused(
+    tiny_job: Callable[..., Path], in_process: Command, monkeypatch: pytest.MonkeyPatch, torchrun: bool
+) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
+    if torchrun:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MASTER_PORT", "1")  # nobody is asked there
     result = in_process("run", tiny_job(), "--set", "cluster.use_gpu=true")
     assert result.returncode == 2
     assert "cluster.use_gpu: must be false here" in result.stderr

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from orchestrator.pipeline import shm
-from orchestrator.pipeline.links import LinkError, LinkShape, Message, choose_transport, open_links
+from orchestrator.pipeline.connect import open_links
+from orchestrator.pipeline.links import LinkError, LinkShape, Message
 from orchestrator.pipeline.mesh import SLOTS, Mesh
 from tests.pipeline.ranks import run_ranks, start_process
 
@@ -173,10 +175,10 @@ def test_a_killed_neighbour_is_noticed_at_once_and_leaves_nothing_behind() -> No
     assert shared_memory() <= before
 
 
-def _over_gloo(rank: int) -> None:
+def _over(rank: int, transport: str) -> None:
     incoming, outgoing = (SHAPE, None) if rank else (None, SHAPE)
     receiver, sender = open_links(
-        Mesh((1, 1)), rank, incoming, outgoing, transport="gloo", timeout_s=20.0, token="t", group=None
+        Mesh((1, 1)), rank, incoming, outgoing, transport=transport, timeout_s=20.0, token="t", group=None
     )
     for step in range(8):
         expected = message(step, 5 if step % 3 else 2, vote=step == 4, stop=step == 7)
@@ -189,16 +191,51 @@ def _over_gloo(rank: int) -> None:
             link.close()
 
 
-def test_messages_cross_gloo_with_the_same_bits() -> None:
-    run_ranks(2, _over_gloo)
+@pytest.mark.parametrize("transport", ["gloo", "nccl"])
+def test_messages_cross_gloo_and_what_nccl_does_with_the_same_bits(transport: str) -> None:
+    """Without GPUs the link for NCCL sends its tensors over gloo too: its order of things is the same."""
+    run_ranks(2, _over, transport)
 
 
-def test_the_transport_is_chosen_by_where_the_ends_are() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert choose_transport("auto", ("a", "a"), cpu, linux=True) == "shm"
-    assert choose_transport("auto", ("a", "b"), cpu, linux=True) == "p2p"
-    assert choose_transport("auto", ("a", "a"), gpu, linux=True) == "p2p"
-    assert choose_transport("auto", ("a", "a"), cpu, linux=False) == "p2p"
-    assert choose_transport("gloo", ("a", "a"), cpu, linux=True) == "p2p"
-    with pytest.raises(LinkError, match="shm joins CPU workers of one Linux host only"):
-        choose_transport("shm", ("a", "b"), cpu, linux=True)
+ROUNDED_MESSAGES = 8
+
+
+def _rounded(rank: int, transport: str, memory_format: Any, wire: torch.dtype | None) -> int:
+    """Full batches and parts of one through a link for `wire`; returns the bytes that this end has counted."""
+    shape = LinkShape((4, 3, 2), torch.float32, 5, 7, memory_format, wire=wire)
+    ends = (shape, None) if rank else (None, shape)
+    receiver, sender = open_links(Mesh((1, 1)), rank, *ends, transport=transport, timeout_s=20.0, token=f"{wire}")
+    for step in range(ROUNDED_MESSAGES):
+        sent = message(step, 5 if step % 3 else 2, replace(shape, wire=None), vote=step == 4)
+        if sender is not None:
+            sender.send(sent)
+        elif receiver is not None:
+            expected = sent.activation
+            if wire is not None and transport != "shm":
+                expected = expected.bfloat16().float()
+                assert not torch.equal(expected, sent.activation)
+            assert_same(receiver.recv(), replace(sent, activation=expected))
+    dist.barrier()  # who closes a link first takes what lies in it along
+    end = sender or receiver
+    assert end is not None
+    end.close()
+    return end.bytes_total
+
+
+@pytest.mark.parametrize(("transport", "memory_format"), [("gloo", "contiguous"), ("nccl", "channels_last")])
+def test_a_link_of_bfloat16_rounds_activations_alone_and_sends_half_their_bytes(
+    transport: str, memory_format: Any
+) -> None:
+    exact = run_ranks(2, _rounded, transport, memory_format, None)
+    rounded = run_ranks(2, _rounded, transport, memory_format, torch.bfloat16)
+    full_batch = 5 * 4 * 3 * 2
+    assert [a - b for a, b in zip(exact, rounded, strict=True)] == [ROUNDED_MESSAGES * full_batch * (4 - 2)] * 2
+    if transport == "nccl":
+        header, labels, votes, _ = SHAPE.sizes
+        activations = ROUNDED_MESSAGES * 4 * full_batch
+        assert exact == [ROUNDED_MESSAGES * (header + labels) + votes + activations] * 2, "votes went once"
+
+
+def test_shared_memory_rounds_nothing() -> None:
+    exact = run_ranks(2, _rounded, "shm", "channels_last", None)
+    assert run_ranks(2, _rounded, "shm", "channels_last", torch.bfloat16) == exact

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from hff import HeadOptions, VggOptions, build_layers, make_optimizer
 from orchestrator.pipeline.advice import advise
-from orchestrator.pipeline.links import LinkShape, open_links
+from orchestrator.pipeline.connect import open_links
+from orchestrator.pipeline.links import LinkShape
 from orchestrator.pipeline.mesh import SLOTS, Mesh
 from orchestrator.pipeline.stage import Stage, StageInput
 from orchestrator.run.records.events import stage_times
@@ -70,7 +71,7 @@ def _train(rank: int, transport: str, token: str) -> dict[str, Any]:
     return {"done": done, "peaks": peaks, "times": times, "stage": rank, "layer_s": [t.seconds for t in totals]}
 
 
-@pytest.mark.parametrize("transport", ["shm", "gloo"])
+@pytest.mark.parametrize("transport", ["shm", "gloo", "nccl"])
 def test_a_slow_stage_holds_memory_flat_before_it_and_is_named(transport: str) -> None:
     parts = run_ranks(STAGES, _train, transport, uuid.uuid4().hex[:12])
     first, slow = parts[0], parts[SLOW]

@@ -17,7 +17,7 @@ from orchestrator.cli import main
 from tests.conftest import Command, started
 from tests.pipeline.ranks import start_process
 from tests.processes import Descendants, free_port
-from tests.runs import assert_same_bits, newest, summary_of, wait_for_step
+from tests.runs import assert_same_bits, layer_files, newest, summary_of, wait_for_step
 
 
 @pytest.fixture
@@ -68,6 +68,16 @@ def test_one_worker_two_stages_and_two_ranks_give_the_same_bits_and_another_seed
     other_seed = summary_of(trained("other", "train.seed=1"))
     assert other_seed["weights_sha256"] != reference["weights_sha256"]
     assert other_seed["order_sha256"] != reference["order_sha256"]
+
+
+def test_links_of_bfloat16_change_the_layers_behind_them_alone(trained: Callable[..., Path]) -> None:
+    links = (*TWO, "cluster.layers=[1, 2]", "cluster.transport=gloo", "train.link_precision=bfloat16")
+    rounded, exact = trained("rounded", *links), trained("exact")
+    ours, theirs = layer_files(rounded), layer_files(exact)
+    same = [name for name in theirs if ours[name] == theirs[name]]
+    assert same == ["layer_00.optim.safetensors", "layer_00.safetensors"]
+    assert summary_of(rounded)["order_sha256"] == summary_of(exact)["order_sha256"]
+    assert abs(summary_of(rounded)["val_top1"] - summary_of(exact)["val_top1"]) < 0.02
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.data.parallel import end_with_parent
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import JobError, OrchestratorError
+from orchestrator.job.schema import Job
 from orchestrator.run.context import LocalContext
 from orchestrator.run.worker import Assignment, work
 
@@ -31,6 +32,12 @@ class WorkerFailure(OrchestratorError):
     def __init__(self, message: str, *, killed: bool = False) -> None:
         super().__init__(message)
         self.killed = killed
+
+
+def refuse_missing_gpu(job: Job) -> None:
+    """Raise JobError where a job wants GPUs that this machine has not."""
+    if job.cluster.use_gpu and not torch.cuda.is_available():
+        raise JobError("cluster.use_gpu: must be false here, got true: this machine has no GPU that torch can use")
 
 
 def device_of(job: dict[str, Any], local_rank: int) -> torch.device:

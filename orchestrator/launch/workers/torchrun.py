@@ -22,6 +22,7 @@ def run_under_torchrun(job: Job, *, resume: str, summary_path: Path | None, orig
     placed = local.torchrun_rank()
     assert placed is not None
     rank, world_size, local_rank = placed
+    local.refuse_missing_gpu(job)
     most = job.cluster.workers
     if not (job.cluster.min_workers or most) <= world_size <= most:
         raise JobError(

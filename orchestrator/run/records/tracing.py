@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from orchestrator.pipeline.links import host_id
+from orchestrator.pipeline.connect import host_id
 from orchestrator.pipeline.mesh import Mesh
 from orchestrator.pipeline.trace import Trace, WorkerSpans, chrome_trace, traced_steps
 from orchestrator.run.context import Control
@@ -40,8 +40,7 @@ class Tracer:
             self._wanted = 0
             return Trace()
         self._offset_ns = clock_offset_ns(self._rank, self._control.world_size, self._control.group)
-        synchronise = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
-        return Trace(steps, synchronise)
+        return Trace(steps, functools.partial(_computed, device) if device.type == "cuda" else None)
 
     def collect(self, folder: RunFolder, trace: Trace) -> None:
         """Rank 0 writes what was traced so far, once. Every worker calls this after the same step."""
@@ -54,6 +53,11 @@ class Tracer:
         workers = self._control.gather(mine)
         if self._rank == 0:
             write_atomically(folder.trace, json.dumps(chrome_trace(workers, self._names)) + "\n")
+
+
+def _computed(device: torch.device) -> None:
+    """Wait for what is computed, and not for transfers beside it, which end when a neighbour has time for them."""
+    torch.cuda.current_stream(device).synchronize()
 
 
 def clock_offset_ns(rank: int, world_size: int, group: dist.ProcessGroup | None) -> int:
