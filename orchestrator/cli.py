@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.data import arguments as arguments_of_data
-from orchestrator.errors import EXIT_DONE, EXIT_OTHER, JobError, OrchestratorError
+from orchestrator.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_OTHER, JobError, OrchestratorError
 from orchestrator.examples import add_examples
+from orchestrator.launch.signals import interrupting
 from orchestrator.parser import Parser
 from orchestrator.show.listings import run_arguments
 from orchestrator.show.listings.run_arguments import run_here, whole_number
@@ -138,16 +139,18 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        arguments = make_parser().parse_args(argv)
-        command: Callable[[argparse.Namespace], int] = _COMMANDS[arguments.command]
-        return command(arguments)
+        with interrupting():
+            arguments = make_parser().parse_args(argv)
+            command: Callable[[argparse.Namespace], int] = _COMMANDS[arguments.command]
+            return command(arguments)
     except OrchestratorError as error:
         sys.stdout.flush()
         print(error, file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:  # where nothing is to be saved: a run turns it into a wish to stop
-        print("interrupted", file=sys.stderr)
-        return EXIT_OTHER
+        sys.stdout.flush()
+        print("interrupted; the same command starts again, or goes on from what was saved", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OTHER

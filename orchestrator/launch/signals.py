@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 _WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+_LATER_S = 0.02
 
 
 class StopSignal:
@@ -41,6 +44,49 @@ class StopSignal:
             os._exit(128 + number)
         self.received = name
         self._on_stop(name)
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 are KeyboardInterrupt as SIGINT is, until a StopSignal takes them; the second leaves at once.
+
+    Under torchrun they stay as they are: a rank that waits for another one in C would never hear of them.
+    """
+    told = postponed = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal told, postponed
+        if told and not postponed:
+            os._exit(128 + number)
+        told, postponed = True, frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
+        if not postponed:
+            raise KeyboardInterrupt
+        # Raised there it can be lost with a lock that all imports of all threads then wait for.
+        later = threading.Timer(_LATER_S, os.kill, [os.getpid(), number])
+        later.daemon = True
+        later.start()
+
+    mine = threading.current_thread() is threading.main_thread() and "LOCAL_RANK" not in os.environ
+    before = {number: signal.signal(number, interrupt) for number in (_WATCHED if mine else ())}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """A library may handle SIGTERM while the block lasts, by ending the process; then it is ours again."""
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if mine:
+            signal.signal(signal.SIGTERM, before)
 
 
 def beside_main_thread(call: Callable[[], object], name: str) -> None:

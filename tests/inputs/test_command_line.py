@@ -331,5 +331,6 @@ def test_ctrl_c_ends_a_command_with_a_line(capsys: pytest.CaptureFixture[str], m
         raise KeyboardInterrupt
 
     monkeypatch.setattr("builtins.open", pressed)
-    assert main(["check", str(ROOT / "jobs" / "quickstart.yaml")]) == 1
-    assert capsys.readouterr().err == "interrupted\n"
+    assert main(["check", str(ROOT / "jobs" / "quickstart.yaml")]) == 75
+    said = "interrupted; the same command starts again, or goes on from what was saved\n"
+    assert capsys.readouterr().err == said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from orchestrator.errors import Interrupted
 from orchestrator.launch.beside import interruptible, stoppable
+from orchestrator.launch.signals import interrupting, kept_handlers
 from orchestrator.run.folder import RunFolder, write_json
 from tests.stores import wait_until
 
@@ -87,3 +89,60 @@ def test_a_run_that_ends_before_max_hours_leaves_no_timer_behind(tmp_path: Path)
         pass
     time.sleep(0.5)
     assert not folder.stop_file(1).exists()
+
+
+def signalled(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_outside_of_a_run_interrupts_and_its_handler_is_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), interrupting():
+        signalled(number)
+    assert signal.getsignal(number) is before
+
+
+def test_an_interruption_waits_until_an_import_has_let_go_of_its_locks() -> None:
+    reached: list[str] = []
+    text = "os.kill(os.getpid(), signal.SIGTERM)\nreached.append('the end')"
+    importing = compile(text, "<frozen importlib._bootstrap>", "exec")
+
+    def importing_signalled() -> None:
+        exec(importing, {"os": os, "signal": signal, "reached": reached})
+        time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt), interrupting():
+        importing_signalled()
+    assert reached == ["the end"]
+
+
+def test_a_second_interruption_leaves_at_once() -> None:
+    child = os.fork()
+    if child == 0:
+        with interrupting():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(30)
+            except KeyboardInterrupt:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(30)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WEXITSTATUS(status) == 128 + signal.SIGINT
+
+
+def test_a_library_that_ends_the_process_at_sigterm_interrupts_instead() -> None:
+    def end(number: int, frame: object) -> None:
+        sys.exit(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def library() -> None:
+        signal.signal(signal.SIGTERM, end)
+        signalled(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt), kept_handlers():
+        library()
+    assert signal.getsignal(signal.SIGTERM) is before

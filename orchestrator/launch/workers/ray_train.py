@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from orchestrator.errors import JobError, OrchestratorError
-from orchestrator.launch.signals import begun_beside
+from orchestrator.launch.signals import begun_beside, kept_handlers
 from orchestrator.launch.workers.local import WorkerFailure
 from orchestrator.run.records.start import without_collector
 from orchestrator.run.worker import Assignment
@@ -71,7 +71,7 @@ class RaySession:
     def __enter__(self) -> RaySession:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), kept_handlers():
             warnings.simplefilter("ignore")
             with without_collector():
                 import ray
@@ -83,10 +83,11 @@ class RaySession:
         if self._already:
             return self
         try:
-            if address:
-                ray.init(address=address, **options)
-            else:
-                self._start_own(options)
+            with kept_handlers():
+                if address:
+                    ray.init(address=address, **options)
+                else:
+                    self._start_own(options)
         except Exception as error:  # Ray raises a bare Exception too, when its own processes start too slowly
             where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
             raise OrchestratorError(f"{where} cannot be used: {error}{self._remedy(error)}") from error

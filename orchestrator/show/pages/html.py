@@ -10,13 +10,14 @@ from orchestrator.show.pages import plots
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--card:#8881;--dim:#778}
-*{box-sizing:border-box}
+*{box-sizing:border-box}h1,h2,h3,p,.numbers b,.key{overflow-wrap:anywhere}
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;padding:1rem;max-width:1240px}
 h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
 .dim{color:var(--dim)}.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr))}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.8rem 1rem;min-width:0}
 .card h3{margin:0 0 .4rem;font-size:.95rem}.numbers{display:flex;flex-wrap:wrap;gap:.6rem;margin:.8rem 0}
-.numbers div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.5rem .9rem}
+.numbers div{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.5rem .9rem;
+min-width:0}
 .numbers b{display:block;font-size:1.25rem}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
 td,th{padding:.2rem .7rem .2rem 0;text-align:right;white-space:nowrap}td:first-child,th:first-child{text-align:left}

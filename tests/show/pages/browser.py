@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 375)
 
 # What a person sees without scrolling sideways, what did not load, and letters that are too small to read.
 _MEASURE = """<script>window.addEventListener("load", () => {
@@ -23,6 +23,7 @@ _MEASURE = """<script>window.addEventListener("load", () => {
   const found = {
     width, overflow: document.documentElement.scrollWidth - width,
     outside: all.filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e)).map(name),
+    boxes: [...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth + 1).length,
     broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length, images: document.images.length,
     letters: Math.min(...[...document.querySelectorAll("svg text")].map(t =>
       parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)),

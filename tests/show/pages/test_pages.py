@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.show.pages import html
 from tests.conftest import Command
 from tests.show.pages.browser import WIDTHS, browser, measured, picture
 
@@ -43,3 +44,25 @@ def test_every_page_fits_a_desk_and_a_phone_and_loads_nothing(pages: dict[str, P
             assert (found["broken"], found["requests"]) == (0, []), f"{name} at {width}"
             assert found["letters"] >= 8, f"{name} at {width}: letters of {found['letters']:.1f} pixels"
     assert measured(pages["run"], 1280, tmp_path)["images"] > 0
+
+
+def test_a_wide_table_scrolls_in_its_own_box_and_the_page_does_not(tmp_path: Path) -> None:
+    head = tuple(f"a-column-of-some-width-{i}" for i in range(12))
+    table = html.table(head, [tuple(f"a value of column {i}" for i in range(12))] * 3)
+    long = html.table(("key", "value"), [("data.train", "/very/long/folder" * 20), ("x" * 150, "1")])
+    body = [
+        "<h1>" + "a-run-with-a-long-name-" * 6 + "</h1>",
+        html.numbers({"status": "failed at step 12345678/98765432", "weights": "ab" * 32, "val top-1": "91.00 %"}),
+        f"<p>It failed: {'/a/path/without/a/space' * 9}</p>",
+        html.card("in a card", table),
+        f'<div class="grid">{html.card("in a grid", table)}{html.card("long words", long)}</div>',
+        html.sheet([(None, ("is a", "n01440764/" + "n01440764_10026" * 4 + ".JPEG"))] * 3),
+    ]
+    page = tmp_path / "wide.html"
+    page.write_text(html.page("wide", body))
+    shown = Path(os.environ.get("ORCHESTRATOR_PICTURES", tmp_path))
+    for width in WIDTHS:
+        picture(page, width, shown / f"wide-{width}.png", scratch=tmp_path)
+        found = measured(page, width, tmp_path)
+        assert (found["overflow"], found["outside"]) == (0, []), f"at {width}"
+        assert found["boxes"] == 3
