@@ -127,8 +127,13 @@ def _resolve(name: str, job: Job, tell: Callable[[str], None], draft: Draft) -> 
 
 
 def _found_code(key: str, name: str, section: _Own, draft: Draft) -> _Own:
-    """The section with the absolute path of its file (relative to the job file) and the hash. Raises JobError."""
-    path = paths.absolute(section.file, FilePath(os.path.abspath(name)).parent)
+    """The section with the absolute path of its file and the hash. Raises JobError.
+
+    A relative path follows the rule of `runs`, or, where nothing lies there, begins beside the job file.
+    """
+    path = paths.absolute(section.file, paths.base_folder(name))
+    if not os.path.exists(path):
+        path = paths.absolute(section.file, FilePath(os.path.abspath(name)).parent)
     try:
         source = own_code.read(path)
     except ValueError as error:

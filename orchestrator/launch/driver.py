@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,35 +11,40 @@ from pathlib import Path
 from typing import Any
 
 from hff.shapes import LayerShape
-from orchestrator.data.cached.features import FeatureFolders
-from orchestrator.data.loading.order import steps_per_epoch
-from orchestrator.errors import Interrupted, JobError, OrchestratorError
+from orchestrator.errors import CheckpointError, Interrupted
 from orchestrator.job import paths
-from orchestrator.job.resolved import flatten, job_sha256, job_to_dict, job_yaml
+from orchestrator.job.resolved import flatten, job_to_dict, job_yaml
 from orchestrator.job.schema import Job
 from orchestrator.job.show import counted
-from orchestrator.launch.beside import failure_kept, followed, interruptible, stoppable
+from orchestrator.launch.attempt import assignment_of, attempted, begun_on_ray, next_attempt, starting_point
+from orchestrator.launch.beside import failure_kept, interruptible
 from orchestrator.launch.conclude import conclude
-from orchestrator.launch.drive import Begun, Drive, Launch, Part
+from orchestrator.launch.drive import Drive, Launch, Part
 from orchestrator.launch.features import features_of
 from orchestrator.launch.restart import Failure, next_action
 from orchestrator.launch.workers import local
 from orchestrator.launch.workers.elastic import elastic_of
 from orchestrator.launch.workers.preemption import Preemptions
-from orchestrator.launch.workers.ray_train import RaySession, begin_ray
+from orchestrator.launch.workers.ray_train import RaySession
 from orchestrator.pipeline.plan import Plan
 from orchestrator.run import checkpoint, prepare
-from orchestrator.run.context import LocalContext
 from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded, refuse_quarantined
-from orchestrator.run.folder import Lease, RunFolder, read_json, write_atomically, write_json
+from orchestrator.run.folder import Lease, RunFolder, write_atomically, write_json
 from orchestrator.run.own_code import kept_code
 from orchestrator.run.own_head import try_head
-from orchestrator.run.planning import backbone_line, own_cores, plan_for, resolved, shapes_of, sharing_note
+from orchestrator.run.planning import (
+    backbone_line,
+    own_cores,
+    plan_for,
+    resolved,
+    sequential_note,
+    shapes_of,
+    sharing_note,
+)
 from orchestrator.run.records import description, tracking
 from orchestrator.run.records.start import StartClock
-from orchestrator.run.stores.stored_run import StoredRun, fetch_run
+from orchestrator.run.stores.stored_run import StoredRun
 from orchestrator.run.superclasses import join_classes
-from orchestrator.run.worker import Assignment, first_failure
 from orchestrator.show.terminal import duration, plan_table
 
 
@@ -100,6 +104,11 @@ def _finished(drive: Drive) -> dict[str, Any] | None:
         return None
     summary = prepare.finished_summary(drive.folder, drive.values)
     if summary is not None:
+        if drive.stored is None and checkpoint.newest_valid(drive.folder)[0] is None:
+            raise CheckpointError(
+                f"{drive.folder.path}: the run is finished, but it has no checkpoint: bring it back, or train again "
+                "with --resume never"
+            )
         drive.say(
             f"Run {drive.job.name} is finished already ({drive.place}/summary.json). "
             "Use --resume never to run it afresh, or give the job another name."
@@ -112,11 +121,13 @@ def _drive(drive: Drive) -> dict[str, Any]:
     job, folder = drive.job, drive.folder
     tracking.refuse_unwritable(drive.uri)
     # Refuses a damaged or missing checkpoint before anything starts.
-    source, _ = _starting_point(drive, _next_attempt(drive, drive.resume))
+    source, weights_only = starting_point(drive, next_attempt(drive, drive.resume))
     backbone = backbone_line(job) if source is None else None
     prepare_embedded(drive.values["data"], Path(job.runs))
     datasets = open_datasets(drive.values)
     refuse_quarantined(datasets)
+    if source is not None and not weights_only:
+        prepare.refuse_other_data(Path(source), datasets)
     shapes = shapes_of(job, len(datasets.classes))
     plan = _plan(drive, shapes, datasets, job.cluster.workers)
     try_head(drive.values["objective"], shapes[-1].head_features, len(datasets.classes))
@@ -128,8 +139,9 @@ def _drive(drive: Drive) -> dict[str, Any]:
     join_classes(drive.values, datasets, folder)
     names = [shape.name for shape in shapes]
     drive.say(plan_table(plan.to_json(), names, job_name=job.name))
-    note = None if drive.launch else sharing_note(job.cluster.workers, own_cores(job))
-    if note:
+    notes = [sequential_note(job, len(plan.stages))]
+    notes += [] if drive.launch else [sharing_note(job.cluster.workers, own_cores(job))]
+    for note in filter(None, notes):
         drive.say(note)
     if backbone:
         drive.say(backbone)
@@ -159,16 +171,16 @@ def _drive(drive: Drive) -> dict[str, Any]:
         while True:
             if elastic is not None:
                 plan = _announced(drive, plan, elastic.plan(drive.say), names)
-            attempt = _next_attempt(drive, "auto")
-            assignment = _assignment(drive, attempt, plan, datasets, shapes, features)
-            begun = _begun(drive, attempt, assignment) if isinstance(ray, RaySession) and ray.alone else None
+            attempt = next_attempt(drive, "auto")
+            assignment = assignment_of(drive, attempt, plan, datasets, shapes, features)
+            begun = begun_on_ray(drive, attempt, assignment) if isinstance(ray, RaySession) and ray.alone else None
             opening.join()
             attempt = replace(attempt, run_id=_track(drive, attempt, plan, datasets, names))
             drive.clock.mark("MLflow")
             assignment = replace(assignment, run_id=attempt.run_id, launched=time.time())
             try:
                 with nullcontext() if elastic is None else elastic.watching(plan, folder, attempt.number):
-                    failure = _attempt(drive, attempt, assignment, begun)
+                    failure = attempted(drive, attempt, assignment, begun)
             except Interrupted:
                 grows = elastic is not None and elastic.grows
                 again = "There is room for more workers: starting again with them." if grows else None
@@ -193,12 +205,6 @@ def _drive(drive: Drive) -> dict[str, Any]:
                 tracking.finish_run(drive.uri, assignment.run_id, "FAILED", [])
                 raise failure.error(action.why)
             drive.say(f"warning: {failure.headline}; {action.why}")
-
-
-def _next_attempt(drive: Drive, resume: str) -> prepare.Attempt:
-    warnings = [] if drive.stored is None else drive.stored.refresh()
-    attempt = prepare.next_attempt(drive.folder, resume)
-    return replace(attempt, warnings=[*warnings, *attempt.warnings])
 
 
 def _claim(drive: Drive, written: Job) -> None:
@@ -226,57 +232,6 @@ def _announced(drive: Drive, before: Plan, plan: Plan, names: list[str]) -> Plan
     return plan
 
 
-def _starting_point(drive: Drive, attempt: prepare.Attempt) -> tuple[str | None, bool]:
-    """The checkpoint that an attempt starts from, and whether it takes nothing but the weights of it."""
-    if attempt.resume_from is not None:
-        return str(attempt.resume_from), False
-    init_from = drive.job.train.init_from
-    if init_from is None:
-        return None, False
-    if drive.stored is not None:
-        fetch_run(f"{drive.stored.store.url}/{init_from.partition('@')[0]}", step=prepare.step_of(init_from))
-    return str(prepare.weights_source(Path(drive.job.runs), init_from)), True
-
-
-def _assignment(
-    drive: Drive,
-    attempt: prepare.Attempt,
-    plan: Plan,
-    datasets: Datasets,
-    shapes: tuple[LayerShape, ...],
-    features: FeatureFolders | None,
-) -> Assignment:
-    job = drive.job
-    steps, max_batch = steps_per_epoch(len(datasets.train.subset), job.train.global_batch_size)
-    resume_from, weights_only = _starting_point(drive, attempt)
-    return Assignment(
-        job=drive.values,
-        job_sha256=job_sha256(job),
-        run_dir=str(drive.folder.path),
-        attempt=attempt.number,
-        resume_from=resume_from,
-        weights_only=weights_only,
-        run_id=attempt.run_id,
-        ranges=[stage.layers for stage in plan.stages],
-        replicas=plan.replicas,
-        micro_batches=plan.micro_batches,
-        layer_names=[shape.name for shape in shapes],
-        layer_outputs=[tuple(shape.output) for shape in shapes],
-        steps_per_epoch=steps,
-        max_batch=max_batch,
-        num_classes=len(datasets.classes),
-        attempt_steps=attempt.earlier_steps,
-        git_commit=prepare.git_commit(drive.origin),
-        features=features,
-        token=uuid.uuid4().hex,
-        store=None if drive.stored is None else drive.stored.address(),
-        before_launch=drive.clock.seconds,
-        launched=time.time(),
-        phases=drive.part.phases,
-        cores=None if drive.launch else own_cores(job),
-    )
-
-
 def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan, datasets: Datasets, names: list[str]) -> str:
     """Create the MLflow run, or go on in it. What may differ between attempts is a tag, not a parameter."""
     job = drive.job
@@ -301,89 +256,4 @@ def _track(drive: Drive, attempt: prepare.Attempt, plan: Plan, datasets: Dataset
         run_id=attempt.run_id,
         note=description.note(drive.values, {**plan.to_json(), "layer_names": names}, datasets, drive.place),
         datasets=description.dataset_inputs(drive.values, datasets),
-    )
-
-
-def _begun(drive: Drive, attempt: prepare.Attempt, assignment: Assignment) -> Begun | None:
-    """A run's first attempt, whose workers Ray starts while MLflow makes the run; None for any other.
-
-    Where that fails the command ends, its connection to Ray too, and with that the workers.
-    """
-    if attempt.number > 1 or attempt.resume_from is not None or drive.stored is not None:
-        return None
-    prepare.record_attempt(drive.folder, attempt, 0, None)
-    _, since = drive.folder.read_events()
-    return Begun(_on_ray(drive, replace(assignment, run_id_follows=True)), since)
-
-
-def _on_ray(drive: Drive, assignment: Assignment) -> Callable[[], None]:
-    return begin_ray(assignment, storage=str(drive.folder.path / "ray"))
-
-
-def _attempt(drive: Drive, attempt: prepare.Attempt, assignment: Assignment, begun: Begun | None) -> Failure | None:
-    """Launch one attempt, or take the one that has begun, and follow it. Returns its failure; raises Interrupted when
-    it was stopped."""
-    folder = drive.folder
-    for warning in attempt.warnings:
-        drive.say(f"warning: {warning}")
-    first_step = 0
-    if attempt.resume_from is not None:
-        first_step = int(checkpoint.read_state(attempt.resume_from)["step"])
-        drive.say(f"Attempt {attempt.number} goes on from step {first_step}.")
-    prepare.record_attempt(folder, attempt, first_step, assignment.run_id)
-    uri, run_id = drive.uri, assignment.run_id or ""
-    with (
-        followed(folder, attempt.number, uri, run_id, drive.part.out, begun.since if begun else None),
-        stoppable(folder, attempt.number, drive.job.train.max_hours, drive.say),
-    ):
-        try:
-            with nullcontext() if drive.stored is None else drive.stored.attempt():
-                if begun is not None:
-                    begun.wait()
-                else:
-                    _launch(drive, assignment)
-        except OrchestratorError as error:
-            return _failure(folder, attempt.number, error)
-    outcome = read_json(folder.outcome) or {}
-    if outcome.get("attempt") != attempt.number:
-        return Failure(None, "the workers ended without a result", "", 1, False, ())
-    if outcome["status"] == "interrupted":
-        raise Interrupted(
-            f"{drive.job.name} was stopped after step {outcome['step']} and saved; run the same command again to go on"
-        )
-    return None
-
-
-def _launch(drive: Drive, assignment: Assignment) -> None:
-    if drive.launch is not None:
-        drive.launch(assignment)
-    elif drive.job.cluster.launcher == "ray":
-        _on_ray(drive, assignment)()
-    elif sum(assignment.replicas) == 1:
-        local.run_here(assignment, LocalContext())
-    else:
-        local.run_processes(assignment)
-
-
-def _failure(folder: RunFolder, attempt: int, error: OrchestratorError) -> Failure:
-    """What the workers wrote down, first cause first; the launcher's own words when they could not."""
-    step = (read_json(folder.progress) or {}).get("step")
-    first, others = first_failure(folder, attempt)
-    if first is not None and first["consequence"] and getattr(error, "killed", False):
-        others = [first, *others]
-        first = None
-    seen = tuple(f"worker {r['rank']}: {r['type']}: {r['message'].splitlines()[0]}" for r in others if r["message"])
-    stacks = folder.stacks_file(attempt, 0).parent
-    if any(stacks.glob(f"attempt-{attempt}-rank-*.stacks")):
-        seen += (f"workers that made no step wrote where they were: {stacks}/attempt-{attempt}-rank-*.stacks",)
-    if first is None:
-        return Failure(step, str(error), "", error.exit_code, isinstance(error, JobError), seen)
-    where = f"worker {first['rank']}: " if not first["expected"] else ""
-    return Failure(
-        step=step,
-        message=where + (first["message"] if first["expected"] else f"{first['type']}: {first['message']}"),
-        traceback="" if first["expected"] else first["traceback"],
-        exit_code=first["exit_code"],
-        final=first["exit_code"] in (2, 3, 4),
-        others=seen,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from orchestrator.errors import EXIT_DONE, JobError
 from orchestrator.job.load import SearchJob, job_from_values, load_any
 from orchestrator.job.schema import Job
-from orchestrator.run.planning import offline, own_cores, plan_for, sharing_note
+from orchestrator.run.planning import offline, own_cores, plan_for, sequential_note, sharing_note
 from orchestrator.search.fit import trials_line
 from orchestrator.show.terminal import plan_table, scaling_table
 
@@ -57,6 +57,9 @@ def plan_command(
     print("Layers measured here." if costs else "Layers estimated from their shapes (--profile measures them).")
     if len(plans) == 1:
         print(plan_table(plans[0], [shape.name for shape in known.shapes], job_name=jobs[0].name))
+    in_turn = sequential_note(jobs[0], len(plans[0]["stages"]))
+    if in_turn:
+        print(in_turn)
     note = sharing_note(max(job.cluster.workers for job in jobs), own_cores(jobs[0]))
     if note:
         print(note)

@@ -123,6 +123,10 @@ class RunFolder:
         """The copy of the user's own code by the section of the job that names it; there where the job does."""
         return {key: self.path / f"{key}.py" for key in ("model", "objective")}
 
+    def shared_file(self, token: str) -> Path:
+        """Written by rank 0 at the start of an attempt, to see whether all workers see it."""
+        return self.path / f".shared-{token}"
+
     @property
     def classes(self) -> Path:
         """The names of the classes in order, so that a network can be used where its data are not."""

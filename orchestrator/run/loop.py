@@ -275,7 +275,7 @@ class Loop:
 
     def _save(self, done: int, *, must: bool) -> None:
         self.heartbeat.state.update(phase="save")
-        state = {
+        state: dict[str, Any] = {
             "step": done,
             "epoch": self.schedule.epoch(done),
             "steps_per_epoch": self.schedule.steps_per_epoch,
@@ -283,7 +283,7 @@ class Loop:
             "train_seconds": self.train_seconds,
             "attempt": self.assignment.attempt,
             "job_sha256": self.assignment.job_sha256,
-            "index_sha256": self.datasets.train.index.sha256,
+            **prepare.index_hashes(self.datasets),
             "ledger": self.ledger.state(),
         }
         if self.evaluator.vote_weights is not None:

@@ -181,6 +181,17 @@ def own_cores(job: Job) -> int | None:
     return None if elsewhere or job.cluster.use_gpu else os.cpu_count()
 
 
+def sequential_note(job: Job, stages: int) -> str | None:
+    """A line on which stages wait where one layer learns after the other."""
+    if job.train.schedule != "sequential":
+        return None
+    idle = "" if stages == 1 else "; stages before it run theirs forward, stages behind it idle"
+    return (
+        f"note: sequential: one layer learns at a time, frozen ones are computed anew for each batch{idle}. "
+        "The predicted rate is that of training all at once"
+    )
+
+
 def sharing_note(workers: int, cores: int | None) -> str | None:
     """A line on workers that are more than the cores of the one machine."""
     if cores is None or workers <= cores:

@@ -11,10 +11,14 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import CheckpointError, JobError, OrchestratorError
+from orchestrator.data.index import open_index
+from orchestrator.errors import CheckpointError, DataError, JobError, OrchestratorError
 from orchestrator.job.resolved import differences
 from orchestrator.run import checkpoint
+from orchestrator.run.datasets import Datasets
 from orchestrator.run.folder import RunFolder, read_json, write_json
+
+_INDEX_KEYS = {"train": "index_sha256", "val": "val_index_sha256"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,20 @@ def finished_summary(folder: RunFolder, job: dict[str, Any]) -> dict[str, Any] |
     """The summary when the run is done; None when there is work left. Raises JobError for another job."""
     refuse_changes(folder, job)
     summary: dict[str, Any] | None = read_json(folder.summary)
-    return summary if summary is not None and summary.get("status") == "finished" else None
+    if summary is None or summary.get("status") != "finished":
+        return None
+    now = _local_index(job["data"]["train"])
+    if now not in (None, summary.get("index_sha256")):
+        raise _other_data("train", summary.get("index_sha256"), now)
+    return summary
+
+
+def _local_index(place: str) -> str | None:
+    """The hash of the index in a folder of this machine; None where there is none that can be read."""
+    try:
+        return open_index(place).sha256 if Path(place, "index.json").exists() else None
+    except DataError:
+        return None
 
 
 def refuse_changes(folder: RunFolder, job: dict[str, Any]) -> None:
@@ -47,6 +64,34 @@ def refuse_changes(folder: RunFolder, job: dict[str, Any]) -> None:
             + "\n  ".join(changed)
             + "\nGive the job another name, undo the change, or start afresh with --resume never."
         )
+
+
+def refuse_other_data(source: Path, datasets: Datasets) -> None:
+    """Raise JobError where a checkpoint was trained, or selected, on other data than these: places may differ."""
+    state = checkpoint.read_state(source)
+    parts = {"train": datasets.train, "val": datasets.val}
+    for name, part in parts.items():
+        before = state.get(_INDEX_KEYS[name])
+        now = None if part is None else part.index.sha256
+        if _INDEX_KEYS[name] in state and before != now:
+            raise _other_data(name, before, now)
+
+
+def index_hashes(datasets: Datasets) -> dict[str, str | None]:
+    """What a checkpoint's state says of the data."""
+    parts = {"train": datasets.train, "val": datasets.val}
+    return {_INDEX_KEYS[name]: None if part is None else part.index.sha256 for name, part in parts.items()}
+
+
+def _other_data(part: str, before: str | None, now: str | None) -> JobError:
+    return JobError(
+        f"data.{part}: must be the data that this run was started with (index {_short(before)}), got others "
+        f"(index {_short(now)}); give the job another name, undo the change, or start afresh with --resume never"
+    )
+
+
+def _short(sha256: str | None) -> str:
+    return "none" if sha256 is None else f"{sha256[:12]}..."
 
 
 def next_attempt(folder: RunFolder, resume: str) -> Attempt:

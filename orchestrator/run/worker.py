@@ -36,6 +36,7 @@ from orchestrator.run.loop import Loop
 from orchestrator.run.records.start import StartClock, on_worker
 from orchestrator.run.saving import Saver
 from orchestrator.run.schedule import Schedule, make_schedule
+from orchestrator.run.shared import refuse_unshared
 from orchestrator.run.stores.attached import StoreAddress, Uploads, attached
 from orchestrator.run.superclasses import joined_classes
 from orchestrator.transfer.cached import fed, trunk_sha256, trunk_units
@@ -158,6 +159,8 @@ def _work(
     job = assignment.job
     prepare_torch(job["cluster"], device)
     control = Control(context.world_size, job["cluster"]["timeout_s"])
+    if assignment.store is None:
+        refuse_unshared(folder, assignment.token, context.rank, control)
     mesh = Mesh(assignment.replicas)
     stage_index, replica = mesh.place(context.rank)
     if device.type == "cuda" and context.world_size > 1:

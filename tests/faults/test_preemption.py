@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from orchestrator.errors import EXIT_DONE, EXIT_INTERRUPTED
-from orchestrator.launch import driver
+from orchestrator.launch import attempt
 from orchestrator.launch.beside import stoppable
 from orchestrator.launch.workers.preemption import Preemptions
 from orchestrator.run import heartbeat
@@ -40,7 +40,7 @@ class GoesAway(LocalContext):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "PERIOD_S", 0.1)
-    monkeypatch.setattr(driver, "LocalContext", GoesAway)
+    monkeypatch.setattr(attempt, "LocalContext", GoesAway)
 
 
 def flags(*settings: str) -> list[str]:

@@ -29,3 +29,15 @@ def test_plan_says_that_workers_share_the_cores_of_this_machine(
     assert main(["plan", "jobs/quickstart.yaml", "--workers", "3", *flags]) == 0
     note = "note: 3 workers share 2 cores of this machine; the prediction assumes a core for each\n"
     assert (note in capsys.readouterr().out) == says
+
+
+@pytest.mark.parametrize(("stages", "says"), [(1, "one layer learns at a time"), (2, "stages behind it idle")])
+def test_plan_says_which_stages_idle_where_one_layer_learns_after_the_other(
+    stages: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("plan", str(ROOT / "jobs" / "quickstart.yaml"), "--set", f"cluster.workers={stages}")
+    words = (*words, "--set", f"cluster.stages={stages}")
+    assert main(words) == 0
+    assert "sequential" not in capsys.readouterr().out
+    assert main([*words, "--set", "train.schedule=sequential"]) == 0
+    assert says in capsys.readouterr().out

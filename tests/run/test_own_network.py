@@ -106,6 +106,18 @@ def test_options_and_code_are_the_job_and_the_place_of_the_file_is_not(
     assert job_sha256(load_job(path)) != before
 
 
+def test_a_file_is_looked_for_by_the_rule_of_runs_and_then_beside_the_job(
+    own_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    beside = own_job()
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "jobs").mkdir()
+    job = beside.rename(tmp_path / "jobs" / "own.yaml")
+    assert load_job(job).model.file == str(tmp_path / "net.py")  # type: ignore[union-attr]
+    (tmp_path / "net.py").rename(tmp_path / "jobs" / "net.py")
+    assert load_job(job).model.file == str(tmp_path / "jobs" / "net.py")  # type: ignore[union-attr]
+
+
 def test_a_plan_knows_its_layers(own_job: Callable[..., Path], in_process: Command, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     words = ("--set", "model.widths=[4, 8, 8, 8]", "--json", plan)
