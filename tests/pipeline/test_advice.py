@@ -52,6 +52,9 @@ def test_a_stage_of_one_layer_gets_replicas_that_share_the_batch() -> None:
 def test_a_layer_is_not_moved_to_where_it_would_be_no_faster() -> None:
     found = advice(stage((0, 0), (70.0,)), stage((1, 2), (10.0, 88.0)), stage((3, 3), (70.0,)))
     assert "Move layer 1 (conv1) to stage 0 (cluster.layers: [2, 1, 1]): about 1.11x" in found.text
+    # One worker would take twice as long for it as the two that have it now.
+    alone = advice(stage((0, 0), (50.0,)), stage((1, 2), (40.0, 60.0), 2), stage((3, 3), (20.0,)))
+    assert "Give it 4 replicas (cluster.workers: 6, cluster.replicas: [1, 4, 1])" in alone.text
     nothing = advice(stage((0, 0), (70.0,)), stage((1, 2), (49.0, 49.0)), stage((3, 3), (70.0,)))
     assert "Give it 2 replicas (cluster.workers: 4, cluster.replicas: [1, 2, 1])" in nothing.text
 

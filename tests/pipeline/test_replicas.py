@@ -139,8 +139,9 @@ def train_as_rank(
         "replica": replica,
         "state": state_of(stage),
         "stops": stops,
-        "samples": [t.samples for t in totals],
+        "samples": {stage.first + i: t.samples for i, t in enumerate(totals)},
         "correct": {stage.first + i: int(t.correct) for i, t in enumerate(totals)},
+        "loss": {stage.first + i: float(t.loss) for i, t in enumerate(totals)},
     }
 
 
@@ -151,8 +152,11 @@ def train_alone(
     micro_batches: int = 1,
     network: str = "plain",
     rounds_before: Sequence[int] = (),
-) -> tuple[State, list[int]]:
-    """One process; the layers of `rounds_before` get their input rounded to bfloat16."""
+) -> tuple[State, list[tuple[int, float]]]:
+    """Of one process: the network, right answers and loss of each layer.
+
+    The layers of `rounds_before` get their input rounded to bfloat16.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -164,7 +168,7 @@ def train_alone(
     finally:
         torch.set_num_threads(threads)
     totals, _ = stage.take_totals()
-    return state_of(stage), [int(t.correct) for t in totals]
+    return state_of(stage), [(int(t.correct), float(t.loss)) for t in totals]
 
 
 def together(parts: list[dict[str, Any]]) -> State:
@@ -176,15 +180,22 @@ def together(parts: list[dict[str, Any]]) -> State:
     return states
 
 
-def assert_same_but_for_rounding(parts: list[dict[str, Any]], alone: State, correct: list[int]) -> None:
-    """Every tensor to 1e-9 of its largest value, and as many right answers of each layer."""
+def totals_of(parts: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    """Right answers and loss of each layer, of stages without replicas."""
+    return [(part["correct"][layer], part["loss"][layer]) for part in parts for layer in part["correct"]]
+
+
+def assert_same_but_for_rounding(parts: list[dict[str, Any]], alone: State, totals: list[tuple[int, float]]) -> None:
+    """Every tensor to 1e-9 of its largest value, as many right answers of each layer, and the same loss."""
     meshed = together(parts)
     assert meshed.keys() == alone.keys()
     for key, value in alone.items():
         difference = np.abs(meshed[key] - value).max()
         assert difference <= 1e-9 * np.abs(value).max(), f"{key}: {difference}"
-    for layer, expected in enumerate(correct):
-        assert sum(part["correct"].get(layer, 0) for part in parts) == expected
+    for layer, (right, loss) in enumerate(totals):
+        assert sum(part["correct"].get(layer, 0) for part in parts) == right
+        assert sum(part["samples"].get(layer, 0) for part in parts) == EPOCHS * SAMPLES
+        assert sum(part["loss"].get(layer, 0.0) for part in parts) == pytest.approx(loss, rel=1e-9)
 
 
 STEPS = EPOCHS * len(BOUNDS)
@@ -195,12 +206,12 @@ STEPS = EPOCHS * len(BOUNDS)
 )
 def test_stages_without_replicas_give_the_bits_of_one_process(stages: int, transport: str) -> None:
     parts = run_ranks(stages, train_as_rank, [1] * stages, STEPS, torch.float32, "adamw", transport)
-    alone, correct = train_alone(STEPS, torch.float32, "adamw")
+    alone, totals = train_alone(STEPS, torch.float32, "adamw")
     piped = together(parts)
     assert piped.keys() == alone.keys()
     for key, value in alone.items():
         assert np.array_equal(piped[key], value), key
-    assert [c for part in parts for c in part["correct"].values()] == correct
+    assert totals_of(parts) == totals
 
 
 def test_links_of_bfloat16_give_the_bits_of_one_process_that_rounds_at_the_same_borders() -> None:
@@ -231,8 +242,8 @@ def test_links_of_bfloat16_give_the_bits_of_one_process_that_rounds_at_the_same_
 def test_replicas_in_float64_agree_with_one_process_after_two_epochs(replicas: list[int], transport: str) -> None:
     """Also where a replica of four has no sample of the last batch of three."""
     parts = run_ranks(sum(replicas), train_as_rank, replicas, STEPS, torch.float64, "adamw", transport)
-    alone, correct = train_alone(STEPS, torch.float64, "adamw")
-    assert_same_but_for_rounding(parts, alone, correct)
+    alone, totals = train_alone(STEPS, torch.float64, "adamw")
+    assert_same_but_for_rounding(parts, alone, totals)
     for part in parts:
         assert part["stops"] == [False] * (STEPS - 1) + [True], "one replica's wish reaches all in the same step"
 
@@ -251,27 +262,27 @@ def test_gradients_of_the_first_step_in_float32_agree_with_one_process(replicas:
 def test_levers_in_stages_give_the_bits_of_one_process() -> None:
     """Shortcuts, hidden convolutions, super-classes and the similarity term."""
     parts = run_ranks(2, train_as_rank, [1, 1], STEPS, torch.float32, "adamw", "shm", 1, "levers")
-    alone, correct = train_alone(STEPS, torch.float32, "adamw", network="levers")
+    alone, totals = train_alone(STEPS, torch.float32, "adamw", network="levers")
     for key, value in together(parts).items():
         assert np.array_equal(value, alone[key]), key
-    assert [c for part in parts for c in part["correct"].values()] == correct
+    assert totals_of(parts) == totals
 
 
 @pytest.mark.parametrize("replicas", [[2, 1], [1, 4, 1]])
 def test_the_similarity_term_sees_the_samples_of_all_replicas(replicas: list[int]) -> None:
     """Also where shares are unequal, and where a replica has none of the last batch."""
     parts = run_ranks(sum(replicas), train_as_rank, replicas, STEPS, torch.float64, "adamw", "auto", 1, "levers")
-    alone, correct = train_alone(STEPS, torch.float64, "adamw", network="levers")
-    assert_same_but_for_rounding(parts, alone, correct)
+    alone, totals = train_alone(STEPS, torch.float64, "adamw", network="levers")
+    assert_same_but_for_rounding(parts, alone, totals)
 
 
 def test_micro_batches_give_the_same_bits_in_stages_and_keep_replicas_alike() -> None:
     """The last batch of three is one part: two of them would be one sample, which has no variance."""
-    alone, correct = train_alone(STEPS, torch.float32, "adamw", micro_batches=3)
+    alone, totals = train_alone(STEPS, torch.float32, "adamw", micro_batches=3)
     piped = run_ranks(2, train_as_rank, [1, 1], STEPS, torch.float32, "adamw", "shm", 3)
     for key, value in together(piped).items():
         assert np.array_equal(value, alone[key]), key
-    assert [c for part in piped for c in part["correct"].values()] == correct
+    assert totals_of(piped) == totals
     meshed = together(run_ranks(4, train_as_rank, [2, 2], STEPS, torch.float64, "adamw", "auto", 3))
     assert all(np.isfinite(value).all() for value in meshed.values())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -72,6 +74,43 @@ def test_no_micro_batch_has_less_than_two_samples(samples: int, wanted: int, mad
     local_update(theirs.layers[0], theirs.optimizers[0])
     for mine, expected in zip(parameters(ours.layers[0]), parameters(theirs.layers[0]), strict=True):
         assert torch.equal(mine, expected)
+
+
+def test_only_the_layer_of_its_phase_learns_from_what_the_settled_ones_below_put_out() -> None:
+    ours, theirs = stage(), stage()
+    ours.trained = lambda step: 2 + step
+    for phase in range(3):
+        came = batch(phase)
+        ours.train_step(came)
+        x = came.x
+        with torch.no_grad():
+            for settled in theirs.layers[:phase]:
+                x = settled.eval()(x)
+        local_forward_backward(theirs.layers[phase].train(), x, came.target, count=4)
+        local_update(theirs.layers[phase], theirs.optimizers[phase])
+        for i, (layer, expected) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
+            for name, value in expected.state_dict().items():
+                assert torch.equal(layer.state_dict()[name], value), f"phase {phase}, layer {i}, {name}"
+
+
+def test_evaluation_adds_the_votes_of_its_layers_to_those_that_came_and_changes_nothing() -> None:
+    ours, came = stage(), batch(0)
+    before = [{name: value.clone() for name, value in layer.state_dict().items()} for layer in ours.layers]
+    votes_BC, correct = torch.randn(4, 3), torch.zeros(3, dtype=torch.int64)
+    opinions: list[list[torch.Tensor]] = [[], [], []]
+    found = ours.evaluate(replace(came, vote=votes_BC), (9.0, 9.0, 0.5, 0.0, 2.0), correct, opinions)
+    x, expected, said = came.x, votes_BC, []
+    with torch.no_grad():
+        for layer, weight in zip(ours.layers, (0.5, 0.0, 2.0), strict=True):
+            x = layer.eval()(x)
+            said.append(torch.log_softmax(layer.logits(x), dim=1))
+            expected = expected + weight * said[-1]
+    torch.testing.assert_close(found, expected)
+    for own, opinion in zip(opinions, said, strict=True):
+        torch.testing.assert_close(own, [opinion])
+    assert correct.tolist() == [int((opinion.argmax(dim=1) == came.target).sum()) for opinion in said]
+    for layer, state in zip(ours.layers, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
 
 
 def test_what_is_handed_on_as_it_came_is_not_sent_from_the_buffer_it_came_in() -> None:

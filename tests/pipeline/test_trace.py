@@ -94,7 +94,7 @@ def _offset(rank: int, ahead_s: float) -> int:
 def test_the_clock_of_another_host_is_measured() -> None:
     offsets = run_ranks(3, _offset, 5.0)
     assert offsets[0] == 0
-    assert [offset / 1e9 for offset in offsets] == pytest.approx([0.0, -5.0, -10.0], abs=0.1)
+    assert [offset / 1e9 for offset in offsets] == pytest.approx([0.0, -5.0, -10.0], abs=1.0)
 
 
 def test_the_chart_has_a_row_for_each_worker_in_order_of_stages_and_a_bar_for_each_span() -> None:

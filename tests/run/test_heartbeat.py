@@ -31,13 +31,13 @@ def test_a_worker_that_makes_no_step_writes_where_its_threads_are(tmp_path: Path
     stacks = folder.stacks_file(3, 1)
     thread = threading.Thread(target=hang_in_a_function_with_a_name, args=(ended,))
     thread.start()
-    with Heartbeat(folder, 3, LocalContext(rank=1, world_size=2), stall_s=0.3) as beat:
+    with Heartbeat(folder, 3, LocalContext(rank=1, world_size=2), stall_s=1.0) as beat:
         beat.state.update(phase="evaluate", step=7)
-        time.sleep(0.5)
+        time.sleep(1.3)
         assert not stacks.exists(), "an evaluation makes no steps"
         for step in range(8, 16):
             beat.state.update(phase="train", step=step)
-            time.sleep(0.05)
+            time.sleep(0.18)
         assert not stacks.exists(), "it goes on"
         wait_until(lambda: stacks.exists() and "hang_in_a_function_with_a_name" in stacks.read_text())
         assert stacks.read_text().startswith("rank 1: no step since step 15")

@@ -30,8 +30,10 @@ def test_resume_must_without_a_checkpoint_is_an_error(folder: RunFolder) -> None
 
 def test_another_job_under_the_same_name_is_refused_with_the_difference(folder: RunFolder) -> None:
     folder.path.mkdir(parents=True)
-    folder.job.write_text("name: a\ndata: {train: x}\ntrain: {lr: 0.1}\nobjective: {name: ff}\ncluster: {workers: 1}\n")
-    others = {"objective": {"name": "ff"}, "cluster": {"workers": 8}}
+    folder.job.write_text(
+        "name: a\ndata: {train: x}\nmodel: {}\ntrain: {lr: 0.1}\nobjective: {name: ff}\ncluster: {workers: 1}\n"
+    )
+    others = {"model": {}, "objective": {"name": "ff"}, "cluster": {"workers": 8}}
     same = {"name": "a", "data": {"train": "y"}, "train": {"lr": 0.1}, **others}
     prepare.refuse_changes(folder, same)
     with pytest.raises(JobError, match=r"train.lr: was 0.1, is 0.2") as caught:
@@ -71,9 +73,9 @@ def test_a_run_without_a_past_is_attempt_one_of_no_mlflow_run(folder: RunFolder)
 
 def test_only_a_finished_summary_of_the_same_job_ends_a_run(folder: RunFolder) -> None:
     folder.path.mkdir(parents=True)
-    job = {"name": "a", "data": {"train": "x"}, "train": {"lr": 0.1}, "objective": {"name": "ff"}}
+    job = {"name": "a", "data": {"train": "x"}, "model": {}, "train": {"lr": 0.1}, "objective": {"name": "ff"}}
     assert prepare.finished_summary(folder, job) is None
-    folder.job.write_text("name: a\ndata: {train: x}\ntrain: {lr: 0.1}\nobjective: {name: ff}\n")
+    folder.job.write_text("name: a\ndata: {train: x}\nmodel: {}\ntrain: {lr: 0.1}\nobjective: {name: ff}\n")
     write_json(folder.summary, {"status": "stopped"})
     assert prepare.finished_summary(folder, job) is None
     write_json(folder.summary, {"status": "finished"})

@@ -170,6 +170,21 @@ def test_the_budget_of_tries_ends(stored: Callable, kind: str | int, reason: str
     assert before.fired == {kind: 4}
 
 
+@pytest.mark.parametrize("enough", [50_000, 500_000])
+def test_only_a_try_that_brought_a_good_part_is_none_too_many(
+    packed: Index, stored: Callable, monkeypatch: pytest.MonkeyPatch, enough: int
+) -> None:
+    """Of a large file, a connection that breaks every now and then still brings all."""
+    monkeypatch.setattr(remote, "_PROGRESS_BYTES", enough)
+    index, before = stored(Fault("cut", where="shard-000000", after=70_000, times=5))
+    if enough < 70_000:
+        assert read_all(index) == read_all(packed)
+        assert before.fired == {"cut": 5}
+    else:
+        with pytest.raises(DataError, match="given up after 4 tries in a row"):
+            ShardReader(index).read(0)
+
+
 def test_a_store_that_is_not_there_is_an_error(stored: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"index\.json: given up after 4 tries in a row: no connection"):

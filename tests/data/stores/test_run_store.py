@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.data.stores import remote
+from orchestrator.data.stores import remote, run_store
 from orchestrator.data.stores.remote import Patience
 from orchestrator.data.stores.run_store import RunStore, Tag
 from orchestrator.errors import JobError, OrchestratorError
@@ -54,6 +54,19 @@ def test_a_folder_gets_another_name_and_its_neighbours_stay(store: RunStore) -> 
     assert store.folders() == ["ab", "c"]
     assert sorted(store.listed("c")) == ["b/y", "x"]
     assert store.get("c/b/y") is not None
+
+
+def test_more_objects_than_a_request_may_name_are_all_listed_and_deleted(
+    store: RunStore, before: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_store, "_LISTED", 2)
+    names = [f"many/{i}" for i in range(5)]
+    for name in names:
+        store.put(name, b"x")
+    assert sorted(store.listed("many")) == ["0", "1", "2", "3", "4"]
+    store.delete(names)
+    assert store.listed("many") == {}
+    assert [len(keys) for keys in before.deleted] == [2, 2, 1]
 
 
 def test_what_may_pass_is_tried_again_in_every_kind_of_request(store: RunStore, before: Door, tmp_path: Path) -> None:
