@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is needed (on Debian: apt-get install python3 python3-venv)"; exit 1; }
-	@echo "Setting up .venv with $(PYTHON) (about a minute; 6 GB of disk)"
+	@echo "Setting up .venv with $(PYTHON) (one to ten minutes: PyTorch with its CUDA libraries is downloaded; 6 GB of disk)"
 	@# Without the stamp, what is there is of a set-up that was interrupted.
 	@test -e $@ || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
@@ -22,7 +22,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: $(STAMP)  ## set-up and a real run: embedded digits, two Ray workers, two stages, sqlite MLflow
-	$(BIN)/orchestrator run jobs/quickstart.yaml --resume never
+	@$(BIN)/orchestrator run jobs/quickstart.yaml --resume never || { code=$$?; \
+		echo "To run it without Ray: $(BIN)/orchestrator run jobs/quickstart.yaml --set cluster.launcher=process"; exit $$code; }
 
 test: $(STAMP)  ## set-up and the tests; one real Ray run and one real job submission among them
 	$(BIN)/python -m pytest -m 'not slow and not gpu'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
@@ -88,11 +88,21 @@ def tables(kind: str) -> Iterator[tuple[str, str, list[Row]]]:
         inner = [m for m in members_of(bare(annotated(info))[0]) if is_section(m)]
         for member in inner:
             tag = "" if info.discriminator is None else f", {info.discriminator}: {_tag(member, info.discriminator)}"
-            below.append((f"{name}{tag}", inspect.cleandoc(member.__doc__ or ""), list(rows(member, f"{name}."))))
+            own = list(rows(member, f"{name}."))
+            if member.model_config.get("extra") == "allow":
+                own = _of_a_file(own, name, str(info.discriminator))
+            below.append((f"{name}{tag}", inspect.cleandoc(member.__doc__ or ""), own))
         if not inner:
             top += [row for row in rows(root) if row.path.split(".")[0] == name]
     yield "top", "", top
     yield from below
+
+
+def _of_a_file(own: list[Row], name: str, tag: str) -> list[Row]:
+    """The keys of a section with a file: what it is follows from the file, and a class in it has to be named."""
+    own = [replace(row, default="own, with a file") if row.path == f"{name}.{tag}" else row for row in own]
+    place = [row.path for row in own].index(f"{name}.file") + 1
+    return [*own[:place], Row(f"{name}.class", "text", "required", "Name of the class in the file."), *own[place:]]
 
 
 def _tag(section: Section, discriminator: Any) -> str:

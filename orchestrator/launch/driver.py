@@ -156,6 +156,8 @@ def _drive(drive: Drive) -> dict[str, Any]:
     drive.clock.mark("job")
     if isinstance(session, RaySession):
         drive.say(session.waiting)
+    elif drive.launch is None:
+        drive.say(f"Opening MLflow, then starting {counted(job.cluster.workers, 'worker')} on this machine ...")
     with failure_kept(folder), session as ray:
         if isinstance(ray, RaySession):
             ray.check_resources()

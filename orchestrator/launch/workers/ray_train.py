@@ -76,9 +76,10 @@ class RaySession:
             with without_collector():
                 import ray
 
+        # What it says of itself below that are stack traces beside the exception that is told here.
         # A second process could otherwise never join a cluster that this process believes to have.
         address = os.environ.get("RAY_ADDRESS")
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
         self._already = ray.is_initialized()
         if self._already:
             return self
