@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 # Where a shell says so, every process compiles all that it imports anew: half of the time until the first step.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-all soak rehearsal docs check bench bench-full clean-venv
+.PHONY: quickstart test test-all test-gpu soak rehearsal docs check bench bench-full clean-venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python >= 3.11 with venv is needed (on Debian: apt-get install python3 python3-venv)"; exit 1; }
@@ -30,6 +30,9 @@ test: $(STAMP)  ## set-up and the tests; one real Ray run and one real job submi
 
 test-all: $(STAMP)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest
+
+test-gpu: $(STAMP)  ## the tests that need a GPU; skipped without one, those of NCCL with fewer than two
+	$(BIN)/python -m pytest -m gpu
 
 clean-venv:  ## forget the set-up; the next target makes it afresh
 	rm -rf .venv

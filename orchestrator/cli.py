@@ -226,7 +226,7 @@ def _submit(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             dry_run=arguments.dry_run,
         )
-    from orchestrator.job.load import load_any
+    from orchestrator.job.load import load_any, placed
     from orchestrator.job.site import load_site
 
     if arguments.address is not None:
@@ -237,10 +237,12 @@ def _submit(arguments: argparse.Namespace) -> int:
     if arguments.to == "kuberay":
         from orchestrator.launch.clusters.kuberay import submit_to_kuberay
 
-        return submit_to_kuberay(job, site, **how)
+        with placed(arguments.job, arguments.overrides):
+            return submit_to_kuberay(job, site, **how)
     from orchestrator.launch.clusters.slurm import submit_to_slurm
 
-    return submit_to_slurm(job, site, arguments.job, arguments.overrides, **how)
+    with placed(arguments.job, arguments.overrides):
+        return submit_to_slurm(job, site, arguments.job, arguments.overrides, **how)
 
 
 def _data(arguments: argparse.Namespace) -> int:

@@ -21,24 +21,28 @@ class OrchestratorError(Exception):
     exit_code = EXIT_OTHER
 
 
-class JobError(OrchestratorError):
+class KeyedError(OrchestratorError):
+    """An error that may be about keys of a job.
+
+    `findings` are these keys, each with what is wrong there, for those who know the job's file to say the lines;
+    without a message they are the message.
+    """
+
+    def __init__(self, message: str = "", findings: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message or "\n".join(f"{key}: {text}" for key, text in findings))
+        self.findings = tuple(findings)
+
+
+class JobError(KeyedError):
     """A job file, an override or a command that cannot be carried out as written."""
 
     exit_code = EXIT_JOB
 
 
-class DataError(OrchestratorError):
-    """Shards, indexes or images that are missing, damaged or do not fit the job.
-
-    `findings` are the keys of the job that it is about, each with what is wrong there, for those who know the job's
-    file to say the lines; without a message they are the message.
-    """
+class DataError(KeyedError):
+    """Shards, indexes or images that are missing, damaged or do not fit the job."""
 
     exit_code = EXIT_DATA
-
-    def __init__(self, message: str = "", findings: Sequence[tuple[str, str]] = ()) -> None:
-        super().__init__(message or "\n".join(f"{key}: {text}" for key, text in findings))
-        self.findings = tuple(findings)
 
 
 class CheckpointError(OrchestratorError):

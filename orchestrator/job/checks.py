@@ -86,6 +86,21 @@ def _steps(job: Job) -> int | None:
     return None if per_epoch is None or train.epochs is None else train.epochs * per_epoch
 
 
+def _batch(job: Job) -> Found:
+    """A run refuses the batch too: it alone knows the number where images are held out, to one of each class."""
+    samples, batch = network.known_train_samples(job), job.train.global_batch_size
+    if samples is None:
+        return
+    whole = job.model.vote != "fitted" and (job.data.val is None or isinstance(job.data.val, str))
+    if batch > samples + (0 if whole else network.known_classes(job) or 0):
+        most = (
+            f"the {samples} training samples"
+            if whole
+            else f"about {samples}, the training samples that are not held out"
+        )
+        yield "train.global_batch_size", f"must be at most {most}, got {batch}"
+
+
 def _layers(job: Job) -> Found:
     size = job.data.image_size
     if network.own_model(job) is None or any(objective_rules.aux_convs(job)):
@@ -255,7 +270,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (_MESH, cluster_rules.mesh),
     ((*_MESH, "train.global_batch_size"), cluster_rules.replicas),
     ((*_MESH, "cluster.layers"), cluster_rules.stage_layers),
-    ((*_MESH, "cluster.min_workers", "cluster.layers"), cluster_rules.elastic),
+    ((*_MESH, "cluster.min_workers", "cluster.layers", "cluster.launcher"), cluster_rules.elastic),
     (("train.micro_batches", "train.global_batch_size", "cluster.memory_gb"), cluster_rules.micro_batches),
     ((*_MESH, "train.global_batch_size", "model.norm", "model.top_norm"), cluster_rules.batch),
     (("model", "objective", "data.image_size", "data.channels", "data.expect.classes"), _layers),
@@ -271,4 +286,5 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Job], Found]], ...] = (
     (("data.train", "data.expect"), _digits),
     (("data.val", "data.expect"), _expected_val),
     (("cluster.transport", "cluster.use_gpu"), cluster_rules.transport),
+    (("train.global_batch_size", "data.train", "data.val", "data.expect", "model.vote"), _batch),
 )

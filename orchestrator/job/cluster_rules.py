@@ -54,6 +54,11 @@ def elastic(job: Job) -> Found:
     cluster, least = job.cluster, job.cluster.min_workers
     if least is None:
         return
+    if cluster.launcher == "process":
+        yield (
+            "cluster.workers",
+            f"must be a number with cluster.launcher process, got {{min: {least}, max: {cluster.workers}}}",
+        )
     if least > cluster.workers:
         yield "cluster.workers", f"must have a min of at most max, got {{min: {least}, max: {cluster.workers}}}"
     for key in ("replicas", "layers"):

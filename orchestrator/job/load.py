@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
-from orchestrator.errors import JobError
+from orchestrator.errors import JobError, KeyedError
 from orchestrator.job import document, own_code, paths
 from orchestrator.job.draft import Draft
 from orchestrator.job.models import BackboneModel, FileModel
@@ -38,6 +39,7 @@ __all__ = [
     "load_any",
     "load_job",
     "locate",
+    "placed",
     "resolve_runs",
 ]
 
@@ -90,6 +92,18 @@ def locate(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Calla
     for override in overrides:
         draft.override(override)
     return draft.locate
+
+
+@contextmanager
+def placed(path: str | os.PathLike[str], overrides: Sequence[str], within: str = "") -> Iterator[None]:
+    """What is found wrong at keys of a job, which lies `within` the file, is told with the line of each."""
+    try:
+        yield
+    except KeyedError as error:
+        if not error.findings:
+            raise
+        where = locate(path, overrides)
+        raise type(error)("\n".join(f"{where(within + key)}: {text}" for key, text in error.findings)) from error
 
 
 def job_from_values(values: dict[str, Any], place: str = "job") -> Job:

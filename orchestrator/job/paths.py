@@ -101,6 +101,11 @@ def runs_fault(text: str) -> str | None:
     return None if scheme(text) is None or _is_local_url(text) else f"must be the path of a folder, {_STORES}"
 
 
+def run_and_step_fault(text: str) -> str | None:
+    """What is wrong with the name of a run's weights, None when it may be one."""
+    return None if re.fullmatch(r"[^@]+(@\d*)?", text) else "must be RUN or RUN@STEP"
+
+
 _STORES = "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
 
 

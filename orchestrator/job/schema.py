@@ -60,6 +60,7 @@ def _place(fault_of: Callable[[str], str | None]) -> AfterValidator:
 RunName = Annotated[str, AfterValidator(_run_name)]
 Location = Annotated[str, AfterValidator(words), _place(paths.location_fault)]
 RunsFolder = Annotated[str, AfterValidator(words), _place(paths.runs_fault)]
+RunAndStep = Annotated[str, AfterValidator(words), _place(paths.run_and_step_fault)]
 TrackingUri = Annotated[str, AfterValidator(words), _place(paths.tracking_fault)]
 
 
@@ -215,7 +216,7 @@ class Train(Section):
     link_precision: Literal["same", "bfloat16"] = "same"
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     max_hours: Positive | None = None
-    init_from: Words | None = None
+    init_from: RunAndStep | None = None
     eval_every_epochs: Count = 1
     grad_clip: Positive | None = None
     ema_decay: Decay = 0.0

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import EXIT_DONE, DataError, JobError
-from orchestrator.job.load import Job, load_any, load_job, locate
+from orchestrator.errors import EXIT_DONE, JobError
+from orchestrator.job.load import Job, load_any, load_job, placed
 from orchestrator.job.search import SearchJob
 from orchestrator.job.show import counted
 from orchestrator.run.folder import write_json
@@ -80,18 +79,6 @@ def run_file(job_path: str, changes: Mapping[str, Any], *, resume: str) -> dict[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return run_loaded(job, job_path, overrides, resume=resume)
-
-
-@contextmanager
-def placed(job_path: str, overrides: Sequence[str], within: str = "") -> Iterator[None]:
-    """What is wrong with data at keys of the job, which lies `within` the file, is told with the line of each."""
-    try:
-        yield
-    except DataError as error:
-        if not error.findings:
-            raise
-        where = locate(job_path, overrides)
-        raise DataError("\n".join(f"{where(within + key)}: {text}" for key, text in error.findings)) from error
 
 
 def _origin(job_path: str) -> Path:

@@ -28,7 +28,7 @@ from orchestrator.launch.workers.preemption import Preemptions
 from orchestrator.launch.workers.ray_train import RaySession
 from orchestrator.pipeline.plan import Plan
 from orchestrator.run import checkpoint, prepare
-from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded, refuse_quarantined
+from orchestrator.run.datasets import Datasets, open_datasets, prepare_embedded, refuse_large_batch, refuse_quarantined
 from orchestrator.run.folder import Lease, RunFolder, write_atomically, write_json
 from orchestrator.run.own_code import kept_code
 from orchestrator.run.own_head import try_head
@@ -126,6 +126,7 @@ def _drive(drive: Drive) -> dict[str, Any]:
     prepare_embedded(drive.values["data"], Path(job.runs))
     datasets = open_datasets(drive.values)
     refuse_quarantined(datasets)
+    refuse_large_batch(datasets, job.train.global_batch_size)
     if source is not None and not weights_only:
         prepare.refuse_other_data(Path(source), datasets)
     shapes = shapes_of(job, len(datasets.classes))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import EXIT_DONE, JobError
-from orchestrator.job.load import SearchJob, job_from_values, load_any
+from orchestrator.job.load import SearchJob, job_from_values, load_any, placed
 from orchestrator.job.schema import Job
 from orchestrator.run.planning import offline, own_cores, plan_for, sequential_note, sharing_note
 from orchestrator.search.fit import trials_line
@@ -27,31 +27,32 @@ def plan_command(
 
     `profile` measures the layers on this machine. Raises JobError.
     """
+    loaded = load_any(path, overrides)
     jobs = [_job(path, overrides, count, alone=len(workers) == 1) for count in workers] if workers else []
     jobs = jobs or [_job(path, overrides, None, alone=True)]
-    known = offline(jobs[0])
-    costs = None
-    if profile:
-        from orchestrator.run.measure import measured_costs
+    with placed(path, overrides, within="base." if isinstance(loaded, SearchJob) else ""):
+        known = offline(jobs[0])
+        costs = None
+        if profile:
+            from orchestrator.run.measure import measured_costs
 
-        costs = measured_costs(known.job, known.shapes, known.classes)
-    plans = [
-        plan_for(
-            job.model_copy(update={"data": known.job.data, "model": known.job.model}),
-            known.shapes,
-            known.samples,
-            known.classes,
-            costs,
-        ).to_json()
-        for job in jobs
-    ]
+            costs = measured_costs(known.job, known.shapes, known.classes)
+        plans = [
+            plan_for(
+                job.model_copy(update={"data": known.job.data, "model": known.job.model}),
+                known.shapes,
+                known.samples,
+                known.classes,
+                costs,
+            ).to_json()
+            for job in jobs
+        ]
     text = json.dumps(plans if len(plans) > 1 else plans[0], indent=1)
     if str(json_path) == "-":
         print(text)
         return EXIT_DONE
     if json_path is not None:
         json_path.write_text(text + "\n", encoding="utf-8")
-    loaded = load_any(path, overrides)
     if isinstance(loaded, SearchJob):
         print(trials_line(loaded))
     print("Layers measured here." if costs else "Layers estimated from their shapes (--profile measures them).")

@@ -81,11 +81,12 @@ def _too_much_memory(
         )
         found = [(text, way(load, workers, stages, limit_bytes)) for text, way in ways]
         remedies += [text.format(value) for text, value in found if value is not None]
-    return JobError(
-        f"cluster.memory_gb: no split of the {len(load.shapes)} layers among {workers} workers fits into "
+    text = (
+        f"no split of the {len(load.shapes)} layers among {workers} workers fits into "
         f"{_gb(limit_bytes)} GB each; the leanest needs {_gb(needed)} GB, for layers {worst.first} to "
         f"{worst.last}; what would fit: {', or '.join(remedies)}"
     )
+    return JobError(findings=[("cluster.memory_gb", text)])
 
 
 def _leanest_bytes(load: Load, workers: int, stages: int | None) -> float:

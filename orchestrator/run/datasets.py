@@ -106,6 +106,14 @@ def open_datasets(job: dict[str, Any]) -> Datasets:
     return datasets if share is None else _with_vote(datasets, share)
 
 
+def refuse_large_batch(datasets: Datasets, batch: int) -> None:
+    """Raise JobError for a batch of more samples than an epoch has."""
+    samples = len(datasets.train.subset)
+    if batch > samples:
+        text = f"must be at most the {samples} training samples, got {batch}"
+        raise JobError(findings=[("train.global_batch_size", text)])
+
+
 def refuse_quarantined(datasets: Datasets) -> None:
     """Raise DataError for samples in quarantine that are evaluated on, before hours of training end at them."""
     findings = []
@@ -192,11 +200,6 @@ def train_stream(
     """The training samples of one replica of the first stage."""
     data, train = job["data"], job["train"]
     part = datasets.train
-    if train["global_batch_size"] > len(part.subset):
-        raise JobError(
-            f"train.global_batch_size: must be at most the {len(part.subset)} training samples, "
-            f"got {train['global_batch_size']}"
-        )
     source, processes = _training_source(datasets, job, features), data["loader_processes"]
     elsewhere = None
     if processes:

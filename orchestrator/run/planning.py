@@ -167,10 +167,11 @@ def offline(job: Job) -> Planned:
     job = _with_index(job)
     samples, classes = known_train_samples(job), known_classes(job)
     if samples is None or classes is None:
-        raise JobError(
-            f"data.expect: must state train_samples and classes for a plan without data, and {job.data.train} has no "
-            "index here (for example `expect: {train_samples: 50000, classes: 10}`)"
+        text = (
+            f"must state train_samples and classes for a plan without data, and {job.data.train} has no index here "
+            "(for example `expect: {train_samples: 50000, classes: 10}`)"
         )
+        raise JobError(findings=[("data.expect", text)])
     job = resolved(job)
     return Planned(job, shapes_of(job, classes), samples, classes)
 

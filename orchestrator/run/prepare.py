@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -84,10 +83,11 @@ def index_hashes(datasets: Datasets) -> dict[str, str | None]:
 
 
 def _other_data(part: str, before: str | None, now: str | None) -> JobError:
-    return JobError(
-        f"data.{part}: must be the data that this run was started with (index {_short(before)}), got others "
-        f"(index {_short(now)}); give the job another name, undo the change, or start afresh with --resume never"
+    text = (
+        f"must be the data that this run was started with (index {_short(before)}), got others (index {_short(now)}); "
+        "give the job another name, undo the change, or start afresh with --resume never"
     )
+    return JobError(findings=[(f"data.{part}", text)])
 
 
 def _short(sha256: str | None) -> str:
@@ -157,10 +157,8 @@ def weights_source(runs: Path, init_from: str) -> Path:
 
 
 def step_of(init_from: str) -> int | None:
-    """The step in RUN@STEP, None without one. Raises JobError."""
+    """The step in RUN@STEP, None without one."""
     _, _, step = init_from.partition("@")
-    if step and not re.fullmatch(r"\d+", step):
-        raise JobError(f"train.init_from: must be RUN or RUN@STEP, got {init_from!r}")
     return int(step) if step else None
 
 

@@ -239,6 +239,7 @@ RELATIONS = (
     _edit("a range of workers upside down", "{workers: 2, stages: 2}", "{workers: {min: 3, max: 2}}", "PATH:12: cluster.workers: must have a min of at most max, got {min: 3, max: 2}"),
     _edit("replicas of a range of workers", "{workers: 2, stages: 2}", "{workers: {min: 1, max: 2}, replicas: [2]}", "PATH:12: cluster.replicas: must be left out with a range of workers, got [2]"),
     _edit("a range of workers below the stages", "{workers: 2, stages: 2}", "{workers: {min: 1, max: 2}, stages: 2}", "PATH:12: cluster.workers: must have a min of at least cluster.stages (2), got 1"),
+    _edit("a range of workers without Ray", "{workers: 2, stages: 2}", "{workers: {min: 1, max: 2}, launcher: process}", "PATH:12: cluster.workers: must be a number with cluster.launcher process, got {min: 1, max: 2}"),
     _edit("layers of other stages", "{workers: 2, stages: 2}", "{workers: 3, stages: 3, layers: [2, 2]}", "PATH:12: cluster.layers: must have one number for each of the 3 stages, got [2, 2]"),
     _edit("layers of other replicas", "{workers: 2, stages: 2}", "{workers: 2, replicas: [2], layers: [2, 2]}", "PATH:12: cluster.layers: must have as many numbers as cluster.replicas (1), got [2, 2]"),
     _edit("layers of another network", "{workers: 2, stages: 2}", "{workers: 2, layers: [2, 3]}", "PATH:12: cluster.layers: must add up to 4, the number of layers, got [2, 3]: 5"),
@@ -247,6 +248,11 @@ RELATIONS = (
     Row("micro-batches for no limit", "--set: train.micro_batches: must be a number without cluster.memory_gb, got 'auto'", overrides=("train.micro_batches=auto",)),
     _edit("no memory", "{workers: 2, stages: 2}", "{memory_gb: 0}", "PATH:12: cluster.memory_gb: must be > 0, got 0"),
     _edit("batch smaller than the replicas", "{workers: 2, stages: 2}", "{workers: 128, stages: 1}", "PATH:10: train.global_batch_size: must be a multiple of the 128 replicas (128 workers / 1 stages), got 100; nearest: 128"),
+    Row("batch of more than the images", "PATH:10: train.global_batch_size: must be at most the 99 training samples, got 100", overrides=("data.expect={train_samples: 99, classes: 2}",)),
+    Row("batch of more than the images that are not held out", "--set: train.global_batch_size: must be at most about 1348, the training samples that are not held out, got 5000", overrides=("data=digits", "train.global_batch_size=5000")),
+    Row("batch of more than the images that no vote is fitted on", "PATH:10: train.global_batch_size: must be at most about 90, the training samples that are not held out, got 100", overrides=("data.expect={train_samples: 100, classes: 2}", "model.vote=fitted")),
+    Row("a step that is no number", "--set: train.init_from: must be RUN or RUN@STEP, got 'b@x'", overrides=("train.init_from=b@x",)),
+    Row("a step of no run", "--set: train.init_from: must be RUN or RUN@STEP, got '@5'", overrides=("train.init_from='@5'",)),
     _edit("batch of one", "global_batch_size: 100", "global_batch_size: 1", "PATH:10: train.global_batch_size: must be at least 2 with norm batch, got 1"),
     _edit("more stages than layers", "{workers: 2, stages: 2}", "{workers: 8, stages: 8}", "PATH:12: cluster.stages: must be at most 4, the number of layers, got 8"),
     Row("more stages than blocks", "PATH:12: cluster.stages: must be at most 1, the number of blocks of 4 layers, got 2", old="{name: hff}", new="{name: hff, block_size: 4}"),
@@ -291,7 +297,7 @@ RELATIONS = (
     _edit("expected classes of digits", "  train: data/shards", "  train: digits\n  expect: {train_samples: 1797, classes: 11}", "PATH:5: data.expect.classes: must be 10 for digits, got 11"),
     _edit("expected images of digits", "  train: data/shards", "  train: digits\n  expect: {train_samples: 1796, classes: 10}", "PATH:5: data.expect.train_samples: must be 1797 for digits, got 1796"),
     _edit("one class", "  image_size: 32", "  image_size: 32\n  expect: {train_samples: 10, classes: 1}", "PATH:6: data.expect.classes: must be >= 2, got 1"),
-    _edit("expected images of no data", "  image_size: 32", "  image_size: 32\n  expect: {train_samples: 10, val_samples: 3, classes: 2}", "PATH:6: data.expect.val_samples: must be left out when data.val is no data set, got 3"),
+    _edit("expected images of no data", "  image_size: 32", "  image_size: 32\n  expect: {train_samples: 1000, val_samples: 3, classes: 2}", "PATH:6: data.expect.val_samples: must be left out when data.val is no data set, got 3"),
     _edit("nccl without GPU", "{workers: 2, stages: 2}", "{workers: 2, transport: nccl}", "PATH:12: cluster.transport: must be auto, shm or gloo without cluster.use_gpu, got 'nccl'"),
 )  # fmt: skip
 

@@ -141,5 +141,44 @@ def test_a_plan_takes_images_and_classes_from_a_local_index(in_process: Command,
         assert json.loads(out.read_text())["steps_per_epoch"] == steps, "six or four images, two a step"
     result = in_process("plan", job(tmp_path, tmp_path / "nowhere"))
     assert result.returncode == 2
-    assert "data.expect: must state train_samples and classes" in result.stderr
+    assert result.stderr.startswith(f"{tmp_path / 'x.yaml'}:3: data.expect: must state train_samples and classes")
     assert f"{tmp_path / 'nowhere'} has no index here" in result.stderr
+
+
+def test_what_is_wrong_with_a_job_only_here_is_told_with_its_line_too(
+    in_process: Command, tmp_path: Path, packed: Path
+) -> None:
+    path = job(tmp_path, packed)
+    text = path.read_text()
+    path.write_text(text.replace("global_batch_size: 2", "global_batch_size: 5"))
+    result = in_process("run", path)
+    assert (result.returncode, result.stderr) == (
+        2, f"{path}:9: train.global_batch_size: must be at most the 2 training samples, got 5\n"
+    )  # fmt: skip
+    assert not (tmp_path / "runs" / "sample").exists()
+    small = text.replace("launcher: process", "launcher: ray, memory_gb: 1.0e-6")
+    path.write_text(small)
+    result = in_process("plan", path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"{path}:10: cluster.memory_gb: no split of the 2 layers among 1 workers fits")
+    site = tmp_path / "site.yaml"
+    site.write_text("kuberay: {image: r/o:1, claim: shared}\n")
+    result = in_process("submit", path, "--to", "kuberay", "--site", site, "--dry-run", "--set", f"runs={tmp_path}")
+    assert result.returncode == 2
+    assert [line.split(" must lie below")[0] for line in result.stderr.splitlines()] == [
+        "--set: runs:", f"{path}:4: data.train:"
+    ]  # fmt: skip
+
+
+def test_a_plan_of_a_search_names_the_line_of_its_base(in_process: Command, tmp_path: Path, packed: Path) -> None:
+    base = (
+        job(tmp_path, packed)
+        .read_text()
+        .replace("\n", "\n  ")
+        .rstrip()
+        .replace("launcher: process", "memory_gb: 1.0e-6")
+    )
+    path = tmp_path / "search.yaml"
+    path.write_text(f"kind: search\nname: s\nspace: {{train.lr: {{choice: [1, 2]}}}}\nbase:\n  {base}\n")
+    result = in_process("plan", path)
+    assert result.stderr.startswith(f"{path}:14: base.cluster.memory_gb: no split"), result.stderr

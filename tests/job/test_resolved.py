@@ -142,7 +142,7 @@ FREE = [
     "data.test=/elsewhere/test",
     "data.loader_threads=3",
     "data.prefetch_batches=9",
-    "data.expect={train_samples: 9, classes: 3}",
+    "data.expect={train_samples: 900, classes: 3}",
 ]
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update, make_optimizer
+from orchestrator.cli import main
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.run import checkpoint
 from orchestrator.run.folder import Lease, RunFolder, write_json
@@ -158,6 +159,24 @@ def test_verify_names_every_damaged_file_and_ends_with_4(folder: RunFolder) -> N
     assert "step_000000001: state.json has 2 bytes, expected" in str(caught.value)
     assert "step_000000003: layer_00.safetensors is missing" in str(caught.value)
     assert "step_000000002" not in str(caught.value)
+
+
+def test_verify_as_json_lists_every_checkpoint_and_still_ends_with_4(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.path.mkdir(parents=True)
+    folder.job.write_text("name: a\n")
+    for at in (1, 2):
+        save(folder, at)
+    (checkpoint.step_folder(folder, 2) / "layer_00.safetensors").unlink()
+    assert main(["runs", "verify", str(folder.path), "--json"]) == 4
+    assert json.loads(capsys.readouterr().out) == {
+        "run": str(folder.path),
+        "checkpoints": [
+            {"name": "step_000000001", "problems": []},
+            {"name": "step_000000002", "problems": ["layer_00.safetensors is missing"]},
+        ],
+    }
 
 
 def test_when_every_checkpoint_is_damaged_nothing_starts_afresh_silently(folder: RunFolder) -> None:

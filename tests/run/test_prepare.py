@@ -98,5 +98,3 @@ def test_weights_to_begin_with_are_the_newest_whole_ones_or_those_of_the_step_th
     shutil.rmtree(folder.checkpoints)
     with pytest.raises(CheckpointError, match=r"train.init_from: .*/a has no checkpoint"):
         prepare.weights_source(runs, "a")
-    with pytest.raises(JobError, match="must be RUN or RUN@STEP, got 'a@last'"):
-        prepare.weights_source(runs, "a@last")

@@ -17,6 +17,7 @@ from orchestrator.job.load import INTERPRETER_LINE, load_job
 from orchestrator.launch.driver import run_job
 from orchestrator.launch.searches.trial import Board, run_trials_here
 from orchestrator.run.folder import read_json
+from tests.conftest import SUMMARY_KEYS
 from tests.search.conftest import run, write_search
 
 # Of MLflow and its database layer.
@@ -47,6 +48,12 @@ def test_the_summary_tells_every_trial_and_the_best(finished: dict[str, Any]) ->
     best = max((t for t in s["trials"] if t["status"] == "finished"), key=lambda t: t["metric"])
     assert s["best"]["index"] == best["index"]
     assert s["val_top1"] == s["best"]["metric"] == best["metric"] == best["curve"][-1][1]
+    run = read_json(finished["folder"] / "trials" / s["best"]["name"] / "summary.json")
+    assert run is not None
+    assert s.keys() >= SUMMARY_KEYS, "those of every kind of run; what is not the search's own is of its best run"
+    own = {"name", "kind", "run_id", "seed", "wall_seconds"}
+    assert {key: s[key] for key in run if key not in own} == {key: run[key] for key in run if key not in own}
+    assert (s["name"], s["run_id"] != run["run_id"]) == ("small", True)
     assert s["train_seconds"] == pytest.approx(sum(t["seconds"] for t in s["trials"]))
     assert read_json(finished["folder"] / "summary.json") == json.loads(json.dumps(s))
 

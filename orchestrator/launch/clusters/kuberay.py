@@ -162,12 +162,12 @@ def _max_failures(job: Job | SearchJob) -> int:
 
 def _refuse_unshared(job: Job | SearchJob, mount: str) -> None:
     found = [
-        f"{key}: must lie below {mount}, the storage that all pods share, got {place} (add --set {key}={mount}/...)"
+        (key, f"must lie below {mount}, the storage that all pods share, got {place} (add --set {key}={mount}/...)")
         for key, place in _local_places(job)
         if os.path.commonpath([mount, place]) != mount
     ]
     if found:
-        raise JobError("\n".join(found))
+        raise JobError(findings=found)
 
 
 def _local_places(job: Job | SearchJob) -> Iterator[tuple[str, str]]:

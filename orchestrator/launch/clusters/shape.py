@@ -32,10 +32,9 @@ def shape_of(job: Job | SearchJob, site: Site) -> Shape:
     cluster = job.base["cluster"] if isinstance(job, SearchJob) else job.cluster.model_dump(mode="json")
     within = "base." if isinstance(job, SearchJob) else ""
     if cluster["launcher"] != "ray":
-        raise JobError(
-            f"{within}cluster.launcher: must be ray on a cluster, got {cluster['launcher']!r} "
-            f"(add --set {within}cluster.launcher=ray)"
-        )
+        key = f"{within}cluster.launcher"
+        text = f"must be ray on a cluster, got {cluster['launcher']!r} (add --set {key}=ray)"
+        raise JobError(findings=[(key, text)])
     need = need_of(cluster)
     trials = 1
     driver_cpus = 0.0  # the driver of a run asks Ray for nothing

@@ -75,7 +75,8 @@ def _summary(board: SearchBoard, best: Trial) -> dict[str, Any]:
     search, kept = board.search, board.record
     chain = layerwise.chain(kept.trials, best)
     run = board.summary_of(best) or {}
-    return {
+    # What is not said of the search itself is said of its best run.
+    return run | {
         "name": search.name,
         "kind": search.kind,
         "status": "finished",
@@ -86,8 +87,6 @@ def _summary(board: SearchBoard, best: Trial) -> dict[str, Any]:
         "sampler": search.sampler,
         "scheduler": search.scheduler.name,
         "seed": search.seed,
-        "val_top1": run.get("val_top1"),
-        "test_top1": run.get("test_top1"),
         "best": {
             "index": best.index,
             "name": best.name,

@@ -37,7 +37,8 @@ class WorkerFailure(OrchestratorError):
 def refuse_missing_gpu(job: Job) -> None:
     """Raise JobError where a job wants GPUs that this machine has not."""
     if job.cluster.use_gpu and not torch.cuda.is_available():
-        raise JobError("cluster.use_gpu: must be false here, got true: this machine has no GPU that torch can use")
+        text = "must be false here, got true: this machine has no GPU that torch can use"
+        raise JobError(findings=[("cluster.use_gpu", text)])
 
 
 def device_of(job: dict[str, Any], local_rank: int) -> torch.device:

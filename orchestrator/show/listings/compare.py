@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +46,15 @@ class Compared:
     job: Mapping[str, Any]
 
 
-def compare(runs: Sequence[Path]) -> int:
-    """Show two or more runs side by side. Raises JobError for fewer, CheckpointError for folders that are none."""
+def compare(runs: Sequence[Path], *, as_json: bool = False) -> int:
+    """Show two or more runs side by side, as tables or as JSON.
+
+    Raises JobError for fewer, CheckpointError for folders that are none.
+    """
     if len(runs) < 2:
         raise JobError(f"runs compare: needs two runs or more, got {len(runs)}")
-    print(comparison([_read(run, label) for run, label in zip(runs, labels(runs), strict=True)]))
+    found = [_read(run, label) for run, label in zip(runs, labels(runs), strict=True)]
+    print(json.dumps(_plain(found), indent=1) if as_json else comparison(found))
     return EXIT_DONE
 
 
@@ -68,6 +73,15 @@ def _read(run: Path, label: str) -> Compared:
     status, summary = run_state(folder)
     flat = flatten(job_to_dict(load_job(folder.job)))
     return Compared(label, status, summary, {key: value for key, value in flat.items() if key not in LEFT_OUT})
+
+
+def _plain(runs: Sequence[Compared]) -> dict[str, Any]:
+    """Summaries whole, and of each differing key its value in every run; null in one that has no such key."""
+    keys = differing_keys([run.job for run in runs])
+    return {
+        "runs": [{"run": run.label, "status": run.status, "summary": run.summary} for run in runs],
+        "differing": {key: [run.job.get(key) for run in runs] for key in keys},
+    }
 
 
 def comparison(runs: Sequence[Compared]) -> str:

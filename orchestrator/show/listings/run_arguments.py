@@ -24,10 +24,11 @@ def add_to(commands: Any) -> None:
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("run", metavar="RUN")
-        if name == "show":
+        if name in ("show", "verify"):
             action.add_argument("--json", action="store_true", help="JSON instead of text")
     action = actions.add_parser("compare", help="results and differing job keys of several runs side by side")
     action.add_argument("runs", metavar="RUN", nargs="+")
+    action.add_argument("--json", action="store_true", help="JSON instead of tables")
     action = actions.add_parser("rm", help="delete run folders; MLflow keeps what it has")
     action.add_argument("runs", metavar="RUN", nargs="+")
     action.add_argument("--yes", action="store_true", help="do not ask")
@@ -77,7 +78,7 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.action == "compare":
         from orchestrator.show.listings.compare import compare
 
-        return compare([run_here(run, weights=False) for run in arguments.runs])
+        return compare([run_here(run, weights=False) for run in arguments.runs], as_json=arguments.json)
     from orchestrator.show.listings import runs, stored_runs
 
     if arguments.action == "replay":
@@ -93,8 +94,8 @@ def call(arguments: argparse.Namespace) -> int:
     place = (arguments.folder or _usual_folder()) if action == "ls" else arguments.run
     if paths.is_store(place):
         if action == "verify":
-            return stored_runs.verify(place)
+            return stored_runs.verify(place, as_json=arguments.json)
         return (stored_runs.ls if action == "ls" else stored_runs.show)(place, as_json=arguments.json)
     if action == "verify":
-        return runs.verify(Path(place))
+        return runs.verify(Path(place), as_json=arguments.json)
     return (runs.ls if action == "ls" else runs.show)(Path(place), as_json=arguments.json)

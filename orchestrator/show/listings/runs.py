@@ -115,19 +115,22 @@ def describe(folder: RunFolder, wrong: Mapping[int, Sequence[str]], *, as_json: 
     return EXIT_DONE
 
 
-def verify(run: Path) -> int:
+def verify(run: Path, *, as_json: bool = False) -> int:
     """Check every hash of every checkpoint. Raises CheckpointError when one is wrong."""
     folder = existing_run(run)
     where = [checkpoint.step_folder(folder, step) for step in checkpoint.steps_found(folder)]
-    return verified(str(run), {path.name: checkpoint.problems(path) for path in where})
+    return verified(str(run), {path.name: checkpoint.problems(path) for path in where}, as_json=as_json)
 
 
-def verified(run: str, wrong: Mapping[str, Sequence[str]]) -> int:
+def verified(run: str, wrong: Mapping[str, Sequence[str]], *, as_json: bool) -> int:
     """Say that all checkpoints are right. Raises CheckpointError for those that are not, by name, and for none."""
+    if as_json:
+        print(json.dumps({"run": run, "checkpoints": [{"name": n, "problems": p} for n, p in wrong.items()]}, indent=1))
     damaged = [f"{name}: {problem}" for name, found in wrong.items() for problem in found]
     if damaged or not wrong:
         raise CheckpointError(f"{run}: " + ("\n  ".join(damaged) if damaged else "has no checkpoint"))
-    print(f"{run}: {counted(len(wrong), 'checkpoint')}, all hashes are right")
+    if not as_json:
+        print(f"{run}: {counted(len(wrong), 'checkpoint')}, all hashes are right")
     return EXIT_DONE
 
 

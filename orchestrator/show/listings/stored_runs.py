@@ -34,12 +34,11 @@ def show(url: str, *, as_json: bool = False) -> int:
     return runs.describe(folder, wrong, as_json=as_json)
 
 
-def verify(url: str) -> int:
+def verify(url: str, *, as_json: bool = False) -> int:
     """Bring every checkpoint here and check its hashes. Raises CheckpointError when one is wrong."""
     checkpoints = _checkpoints(url)
-    return runs.verified(
-        url, {f"step_{step:09d}": checkpoints.problems(step, hashes=True) for step in checkpoints.files()}
-    )
+    wrong = {f"step_{step:09d}": checkpoints.problems(step, hashes=True) for step in checkpoints.files()}
+    return runs.verified(url, wrong, as_json=as_json)
 
 
 def _checkpoints(url: str) -> StoredCheckpoints:

@@ -115,11 +115,11 @@ def test_places_that_pods_do_not_share_are_refused_all_at_once(
     assert main(words) == 2
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"runs: must lie below /shared, the storage that all pods share, got {job_file.parent.parent / 'runs'} "
+        f"--set: runs: must lie below /shared, the storage that all pods share, got {job_file.parent.parent / 'runs'} "
         "(add --set runs=/shared/...)",
-        "data.train: must lie below /shared, the storage that all pods share, got /sharedness/train "
+        "--set: data.train: must lie below /shared, the storage that all pods share, got /sharedness/train "
         "(add --set data.train=/shared/...)",
-        "tracking.uri: must lie below /shared, the storage that all pods share, got /home/me/mlflow.db "
+        "--set: tracking.uri: must lie below /shared, the storage that all pods share, got /home/me/mlflow.db "
         "(add --set tracking.uri=/shared/...)",
     ]
 

@@ -62,6 +62,22 @@ def test_results_and_differing_keys_stand_side_by_side(tmp_path: Path, capsys: p
     assert found["objective.margin"][-2:] == ["0.0", "-"]
 
 
+def test_a_comparison_as_json_has_the_summaries_and_the_differing_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = made(tmp_path, "one"), made(tmp_path, "two", lr="2e-3", objective="ce")
+    finish(one, 0.91, [0.8, 0.91])
+    assert main(["runs", "compare", str(one), str(two), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == [
+        {"run": "one", "status": "finished", "summary": json.loads((one / "summary.json").read_text())},
+        {"run": "two", "status": "before its first step", "summary": {}},
+    ]
+    assert found["differing"]["train.lr"] == [0.001, 0.002]
+    assert found["differing"]["objective.margin"] == [0.0, None]
+    assert "name" not in found["differing"]
+
+
 def test_runs_of_one_job_are_said_to_differ_in_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = made(tmp_path / "a", "same"), made(tmp_path / "b", "same")
     (two / "progress.json").write_text('{"step": 3, "steps_total": 54}')
