@@ -86,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     actions.add_parser("features", parents=[job], help="compute the features that a transfer job trains on")
 
     evaluate = commands.add_parser("eval", help="classify a data set with a finished run's network")
-    evaluate.add_argument("run", metavar="RUN", help="a run folder, or its s3:// or gs:// URL")
+    evaluate.add_argument("run", metavar="RUN", help="a run's name in runs/, its folder, or its s3:// or gs:// URL")
     evaluate.add_argument("--data", metavar="OUT", help="shards to classify instead of the job's own val data")
     evaluate.add_argument(
         "--early-exit",
@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", metavar="FILE", type=result_file, help="also write the result as JSON")
 
     predict = commands.add_parser("predict", help="classify image files; shows how every layer voted")
-    predict.add_argument("run", metavar="RUN", help="a run folder, or its s3:// or gs:// URL")
+    predict.add_argument("run", metavar="RUN", help="a run's name in runs/, its folder, or its s3:// or gs:// URL")
     predict.add_argument("images", metavar="IMAGE", type=Path, nargs="+", help="JPEG or PNG files")
     predict.add_argument("--top", metavar="N", default="5", help="how many classes to show (default 5)")
     predict.add_argument(
@@ -109,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     export = commands.add_parser("export", help="write a run's network as one file for other programs")
-    export.add_argument("run", metavar="RUN", help="a run folder, or its s3:// or gs:// URL")
+    export.add_argument("run", metavar="RUN", help="a run's name in runs/, its folder, or its s3:// or gs:// URL")
     export.add_argument(
         "--format",
         required=True,
@@ -120,7 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="replace the file if it is there already")
 
     report = commands.add_parser("report", help="one self-contained HTML page for one run or several")
-    report.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or their s3:// or gs:// URLs")
+    report.add_argument("runs", metavar="RUN", nargs="+", help="names in runs/, folders, or s3:// or gs:// URLs")
     report.add_argument(
         "--out",
         metavar="FILE",

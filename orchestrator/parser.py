@@ -32,9 +32,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             words = [getattr(arguments, name, None) for name in ("command", "action")]
             own = dict(commands(self))[" ".join(word for word in words if word)]
-            flags = [flag for action in own._actions for flag in action.option_strings]
+            flags = [flag for action in own._actions for flag in action.option_strings if action.dest != "help"]
             wrong = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
-            own.error(f"unrecognized arguments: {' '.join(unknown)}{near(wrong, flags)}")
+            hint = (_key_of_job(wrong, unknown) if "--set" in flags else "") or near(wrong, flags)
+            own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return arguments
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -47,6 +48,24 @@ class Parser(argparse.ArgumentParser):
             or f" (choose from {', '.join(choices)})"
         )
         raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
+
+
+def _key_of_job(flag: str, unknown: Sequence[str]) -> str:
+    """A hint at `--set` for a flag that is the last word of one or two keys of a job, or one in other tools' words."""
+    from orchestrator.job.hints import SYNONYMS
+    from orchestrator.job.repair import KNOWN_PATHS
+
+    key = flag.lstrip("-").replace("-", "_")
+    place = next(i for i, word in enumerate(unknown) if word.startswith(flag))
+    values = [unknown[place].partition("=")[2], *unknown[place + 1 : place + 2]]
+    value = next((value for value in values if value and not value.startswith("--")), "VALUE")
+    every = {path for kind in ("train", "transfer") for path in KNOWN_PATHS[kind]}
+    known = {".".join(path) for path in every - {path[:n] for path in every for n in range(len(path))}}
+    ending = [path for path in known if path.rpartition(".")[2] == SYNONYMS.get(key, key)]
+    found = [key] if key in known else sorted(ending)
+    if not 1 <= len(found) <= 2:
+        return ""
+    return f"; did you mean {' or '.join(f'--set {path}={value}' for path in found)}?"
 
 
 def near(word: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str:

@@ -25,7 +25,7 @@ FLOORS = {
     "orchestrator.job": 2,
     "orchestrator.errors": 1,
     "orchestrator.examples": 1,
-    "orchestrator.parser": 2,
+    "orchestrator.parser": 3,
     "orchestrator.storage": 1,
     "hff": 1,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,15 @@ def _differing(train: Index, other: Index) -> str:
     """How the classes of a set differ from those of the training set, and what to do."""
     missing = sorted(set(train.classes) - set(other.classes))
     extra = sorted(set(other.classes) - set(train.classes))
-    parts = [f"{len(missing)} are missing ({some(missing, most=3)})"] if missing else []
-    parts += [f"{len(extra)} are not in data.train ({some(extra, most=3)})"] if extra else []
+    parts = [f"{_are(missing)} missing ({some(missing, most=3)})"] if missing else []
+    parts += [f"{_are(extra)} not in data.train ({some(extra, most=3)})"] if extra else []
     classes = train.folder if train.store is None else "TRAIN"
     remedy = "leave those out and " if extra else ""
     return (
         f"its classes differ from those of data.train ({len(other.classes)} against {len(train.classes)}): "
         f"{', '.join(parts) or 'the same in another order'}; {remedy}pack it again with --classes {classes}"
     )
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{len(names)} {'is' if len(names) == 1 else 'are'}"

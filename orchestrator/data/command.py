@@ -36,12 +36,13 @@ class Ticker:
     def __init__(self, verb: str, done: int | None = None, unit: str = "images") -> None:
         """`done` is what was there before the clock began; without it the first call tells, and starts the clock."""
         self._verb, self._began, self._before = verb, time.monotonic(), done
+        self._done = done or 0
         self._unit, self._next, self._over = unit, 0.0, False
         self._live = sys.stderr.isatty()
         self._every_s = 0.2 if self._live else 10.0
 
     def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
+        now, self._done = time.monotonic(), done
         if self._before is None:
             self._before, self._began, self._next = done, now, now + self._every_s
             return
@@ -55,10 +56,12 @@ class Ticker:
         end = "\n" if done == total or not self._live else "\x1b[K\r"
         print(line, end=end, file=sys.stderr, flush=True)
 
-    def speed(self, total: int) -> str:
+    def speed(self) -> str:
         """What was done since the clock began, in words."""
-        done, seconds = total - (self._before or 0), self.seconds
-        return f"{done} in {seconds:.1f} s, {done / seconds:.0f} images/s"
+        done, seconds = self._done - (self._before or 0), self.seconds
+        if not done:
+            return f"no {self._unit} left to be {self._verb}"
+        return f"{done} {self._verb} in {seconds:.1f} s, {done / seconds:.0f} {self._unit}/s"
 
     @property
     def seconds(self) -> float:
@@ -98,7 +101,7 @@ def pack(
         _refuse_other(index, source, labelling, stated_options(encoding or Encoding(), shard_bytes))
         print(f"{out} holds packed data already: {_summary(index)}. Remove the folder to pack it afresh.")
         return EXIT_DONE
-    ticker = Ticker("packed")
+    ticker = Ticker("read")
     with _stoppable(f"packing {out}"):
         index = pack_shards(
             source,
@@ -112,12 +115,21 @@ def pack(
             say=_say,
             share=share,
         )
-    print(f"{out}: {_summary(index)}; {ticker.speed(index.num_samples)}; classes: {some(index.classes)}")
+    print(f"{out}: {_summary(index)}; {ticker.speed()}; classes: {some(index.classes)}")
+    _tell_empty(index)
     if index.ignored:
         print(f"  ignored: {counted(index.ignored, 'file')} of the source, no images in a class folder")
     if index.left_out:
         print(f"  left out: {_left_out(index)}")
     return EXIT_DONE
+
+
+def _tell_empty(index: Index) -> None:
+    """Name the classes that came from another set and have no image in this one."""
+    counts = np.bincount(index.labels, minlength=len(index.classes)).tolist()
+    empty = [label for label, count in zip(index.classes, counts, strict=True) if not count]
+    if empty:
+        print(f"  no images of {_classes(len(empty))}: {some(empty)}")
 
 
 def _left_out(index: Index) -> str:
@@ -160,6 +172,7 @@ def index(folder: Path, *, labelling: Labelling | None = None, jobs: int | None 
     with _stoppable(f"indexing {folder}"):
         made = index_in_place(folder, labelling=labelling, jobs=jobs, progress=ticker)
     print(f"{folder}: {_summary(made)}; read once in {ticker.seconds:.1f} s, the shards stay as they are")
+    _tell_empty(made)
     return EXIT_DONE
 
 
@@ -231,6 +244,9 @@ def _spread(values: Sequence[int]) -> str:
 
 def _summary(index: Index) -> str:
     size = sum(shard.bytes for shard in index.shards)
-    classes = "1 class" if len(index.classes) == 1 else f"{len(index.classes)} classes"
     images, shards = counted(index.num_samples, "image"), counted(len(index.shards), "shard")
-    return f"{images}, {classes}, {shards}, {size / 1e6:.1f} MB"
+    return f"{images}, {_classes(len(index.classes))}, {shards}, {size / 1e6:.1f} MB"
+
+
+def _classes(number: int) -> str:
+    return "1 class" if number == 1 else f"{number} classes"

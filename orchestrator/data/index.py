@@ -7,6 +7,7 @@ features are two kinds of the same form.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,13 +213,21 @@ def open_index(path: str | Path, kind: Kind = IMAGES) -> Index:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{folder}: no index.json there; {_remedy(folder, kind)}") from None
+        what = "no index.json there" if folder.exists() else f"there is no such folder{_neighbour(folder)}"
+        raise DataError(f"{folder}: {what}; {_remedy(folder, kind)}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
     try:
         return _checked(folder, content, kind)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: is not an index of this tool: {error} is missing or wrong") from None
+
+
+def _neighbour(missing: Path) -> str:
+    """A hint at the packed set beside a folder that is not there whose name is like it; nothing where none is."""
+    names = [file.parent.name for file in missing.parent.glob("*/index.json")]
+    near = difflib.get_close_matches(missing.name, names, n=1, cutoff=0.75)
+    return f" (did you mean {missing.parent / near[0]}?)" if near else ""
 
 
 def _remedy(folder: Path, kind: Kind) -> str:

@@ -13,7 +13,7 @@ from orchestrator.errors import JobError
 from orchestrator.job import document, space
 from orchestrator.job.document import Path
 from orchestrator.job.hints import near_path
-from orchestrator.job.messages import Problem, problems
+from orchestrator.job.messages import Problem, lookup, problems
 from orchestrator.job.repair import KINDS, KNOWN_PATHS, STAND_INS, drop, kind_of, mend, of_stand_in, touches
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.job.schema import Job, expand_digits
@@ -214,6 +214,8 @@ class Draft:
                         self._add(tuple(relation.key.split(".")), relation.text)
                 return
             found = problems(errors, raw, root)
+            # That what a mistyped key stands for is not there is the same mistake once more.
+            unusable |= {p.meant for p in found if p.meant is not None and lookup(raw, p.meant) is None}
             for problem in found:
                 if not touches(unusable, [".".join(problem.path)]) and not of_stand_in(unusable, problem.path):
                     self._note(problem)

@@ -26,11 +26,12 @@ _TAG_ERRORS = {"union_tag_invalid", "union_tag_not_found"}
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to change in a job: where, and what it must be."""
+    """One thing to change in a job: where, and what it must be; `meant` is the key that an unknown one stands for."""
 
     path: Path
     text: str
     missing: bool = False
+    meant: Path | None = None
 
 
 def problems(errors: Sequence[Any], raw: Any, root: Root) -> list[Problem]:
@@ -57,7 +58,9 @@ def _problem(error: Any, raw: Any, root: Root) -> Problem | None:
         return None
     path, expected, section = place
     if kind == "extra_forbidden":
-        return Problem(path, _unknown_key(path, section, root))
+        near = _near_key(path[-1], section)
+        meant = (*path[:-1], near) if near else None
+        return Problem(path, _unknown_key(path, section, root, near), meant=meant)
     if kind in _TAG_ERRORS:
         tag = error["ctx"]["discriminator"].strip("'")
         path = (*path, tag)
@@ -248,7 +251,14 @@ def _near_value(expected: str, value: Any) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _unknown_key(path: Path, section: type[BaseModel] | None, root: Root) -> str:
+def _near_key(key: str, section: type[BaseModel] | None) -> str | None:
+    """The key of a section that an unknown one is like, or that is our word for it."""
+    known = list(section.model_fields) if section is not None else []
+    near = [SYNONYMS[key]] if SYNONYMS.get(key) in known else difflib.get_close_matches(key, known, n=1)
+    return near[0] if near else None
+
+
+def _unknown_key(path: Path, section: type[BaseModel] | None, root: Root, near: str | None) -> str:
     """Unknown keys: the nearest known one, a key of the same name elsewhere, or the list."""
     known = list(section.model_fields) if section is not None else []
     key = path[-1]
@@ -258,9 +268,8 @@ def _unknown_key(path: Path, section: type[BaseModel] | None, root: Root) -> str
     if objectives:
         have = f"objective {objectives[0]} alone has" if len(objectives) == 1 else f"{', '.join(objectives)} alone have"
         return f"must be left out ({have} it), got {show(key)}"
-    near = [SYNONYMS[key]] if SYNONYMS.get(key) in known else difflib.get_close_matches(key, known, n=1)
     if near:
-        text += f"; did you mean {near[0]!r}?"
+        text += f"; did you mean {near!r}?"
     elif owners:
         text += f"; did you mean '{owners[0]}.{key}'?" if owners[0] else f"; did you mean {key!r} on top?"
     if (not near and not owners) or path[:-1] == ("data", "augment"):

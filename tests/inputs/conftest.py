@@ -124,6 +124,10 @@ YAML_FEATURES = (
 
 KEYS = (
     _edit("unknown key on top", "cluster:", "clusters:", "PATH:12: clusters: must be a known key, got 'clusters'; did you mean 'cluster'?"),
+    _edit("mistyped duration, with no word of a missing one", "epochs: 4", "epoch: 4", "PATH:9: train.epoch: must be a known key, got 'epoch'; did you mean 'epochs'?"),
+    _edit("mistyped duration beside another", "epochs: 4", "step: 9\n  epochs: 4", "PATH:9: train.step: must be a known key, got 'step'; did you mean 'steps'?"),
+    _edit("mistyped key beside the right one", "  lr: 1e-3", "  lrr: 1e-3\n  lr: -1", "PATH:11: train.lrr: must be a known key, got 'lrr'; did you mean 'lr'?\nPATH:12: train.lr: must be > 0, got -1"),
+    _edit("mistyped key, with no word of the missing one", "  lr: 1e-3", "  learning_rate: 1e-3", "PATH:11: train.learning_rate: must be a known key, got 'learning_rate'; did you mean 'lr'?"),
     _edit("key of another section", "  image_size: 32", "  image_size: 32\n  seed: 1", "PATH:6: data.seed: must be a known key, got 'seed'; did you mean 'train.seed'?"),
     _edit("empty key", "cluster:", "'':", "PATH:12: '': must be a known key, got '' (known: kind, name, runs, data, model, objective, train, per_layer, cluster, checkpoint, tracking)"),
     _edit("key of two lines", "cluster:", '"a\\nb":', "PATH:12: 'a\\nb': must be a known key, got 'a\\nb' (known: kind, name, runs, data, model, objective, train, per_layer, cluster, checkpoint, tracking)"),

@@ -124,6 +124,16 @@ def test_several_numbers_of_workers_give_a_list_of_plans(tmp_path: Path) -> None
             ["run", "jobs/quickstart.yaml", "--sett", "a.b=c"],
             "unrecognized arguments: --sett a.b=c; did you mean --set?; see orchestrator run --help\n",
         ),
+        (
+            ["run", "jobs/quickstart.yaml", "--lr", "3"],
+            "unrecognized arguments: --lr 3; did you mean --set train.lr=3?; see orchestrator run --help\n",
+        ),
+        (["check", "jobs/quickstart.yaml", "--batch-size=64"], "did you mean --set train.global_batch_size=64?; see"),
+        (["plan", "jobs/quickstart.yaml", "--train.epochs"], "did you mean --set train.epochs=VALUE?; see"),
+        (["plan", "jobs/quickstart.yaml", "--name", "x"], "did you mean --set name=x?; see"),
+        (["run", "jobs/quickstart.yaml", "--train", "x"], "did you mean --set data.train=x?; see"),
+        (["runs", "show", "x", "--lr", "3"], "unrecognized arguments: --lr 3; see orchestrator runs show --help\n"),
+        (["data", "pack", "a", "--lr"], "the following arguments are required: OUT; see orchestrator data pack --help"),
         (["data", "stats", "OUT", "--htlm=x"], "--htlm=x; did you mean --html?; see orchestrator data stats --help"),
         (["check", "jobs/quickstart.yaml", "--zzz"], "unrecognized arguments: --zzz; see orchestrator check --help"),
         (["run"], "the following arguments are required: JOB"),
@@ -197,6 +207,9 @@ def test_a_run_that_is_not_there_is_said_with_those_that_are(
         (tmp_path / "runs" / name / "job.yaml").touch()
     assert main([word.format("runs/quickstrat") for word in command]) == 4
     assert capsys.readouterr().err == f"runs/quickstrat: there is no such folder; {says}\n"
+    if there:  # by its bare name it is looked for in the same place
+        assert main([word.format("quickstrat") for word in command]) == 4
+        assert capsys.readouterr().err == f"runs/quickstrat: there is no such folder; {says}\n"
 
 
 def test_a_bad_job_ends_with_its_message_alone_and_exit_code_2(orchestrator: Command) -> None:

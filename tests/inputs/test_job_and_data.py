@@ -47,7 +47,7 @@ def test_check_names_the_lines_of_data_that_are_not_there_yet_and_finds_the_job_
     result = in_process("check", path)
     assert result.returncode == 0
     assert result.stdout.splitlines()[1:] == [
-        f"note: {path}:{line}: data.{key}: {tmp_path / name}: no index.json there; make it with: "
+        f"note: {path}:{line}: data.{key}: {tmp_path / name}: there is no such folder; make it with: "
         f"orchestrator data pack SOURCE {tmp_path / name}"
         for line, key, name in ((4, "train", "one"), (5, "val", "two"))
     ]
@@ -57,7 +57,7 @@ def test_run_refuses_all_missing_data_at_once_with_their_lines(in_process: Comma
     path = job(tmp_path, tmp_path / "one", tmp_path / "two")
     result = in_process("run", path, "--set", f"data.test={tmp_path / 'three'}")
     assert result.returncode == 3
-    starts = [line.split(": no index")[0] for line in result.stderr.splitlines()]
+    starts = [line.split(": there is no such")[0] for line in result.stderr.splitlines()]
     assert starts == [
         f"{path}:4: data.train: {tmp_path / 'one'}",
         f"{path}:5: data.val: {tmp_path / 'two'}",
@@ -77,6 +77,20 @@ def test_a_training_run_names_the_shard_that_is_gone_and_ends_with_exit_3(
     assert result.stderr.splitlines()[0].startswith(f"{shard}: "), result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "runs" / "sample" / "summary.json").exists()
+
+
+def test_a_folder_that_is_not_there_is_told_with_the_packed_one_that_is_like_it(
+    in_process: Command, tmp_path: Path, packed: Path
+) -> None:
+    shutil.copytree(packed, tmp_path / "mine-val")
+    (tmp_path / "mine-vol").mkdir()
+    typed = tmp_path / "mine-vla"
+    result = in_process("run", job(tmp_path, packed, typed))
+    assert result.returncode == 3
+    assert result.stderr == (
+        f"{tmp_path / 'x.yaml'}:5: data.val: {typed}: there is no such folder (did you mean {tmp_path / 'mine-val'}?); "
+        f"make it with: orchestrator data pack SOURCE {typed}\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,11 +137,11 @@ def test_the_data_of_a_search_are_looked_at_where_its_base_names_them(
     path.write_text(f"kind: search\nname: s\nspace: {{train.lr: {{choice: [1, 2]}}}}\nbase:\n  {base}\n")
     result = in_process("check", path, "--set", f"base.data.val={tmp_path / 'nowhere'}")
     assert result.returncode == 0, result.stderr
-    assert f"note: --set: base.data.val: {tmp_path / 'nowhere'}: no index.json there" in result.stdout
+    assert f"note: --set: base.data.val: {tmp_path / 'nowhere'}: there is no such folder; " in result.stdout
     path.write_text(path.read_text().replace(str(packed), str(tmp_path / "gone")))
     result = in_process("run", path)
     assert result.returncode == 3
-    assert result.stderr.startswith(f"{path}:8: base.data.train: {tmp_path / 'gone'}: no index.json there")
+    assert result.stderr.startswith(f"{path}:8: base.data.train: {tmp_path / 'gone'}: there is no such folder; ")
     path.write_text(path.read_text().replace(str(tmp_path / "gone"), str(packed)))
     result = in_process("check", path, "--set", "base.data.expect={train_samples: 6, classes: 9}")
     assert result.returncode == 3

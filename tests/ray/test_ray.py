@@ -283,7 +283,7 @@ def test_a_failing_job_ends_with_our_message_and_our_exit_code(cluster: Cluster)
     job = ["jobs/quickstart.yaml", "--set", "data.train=nowhere", "--set", "name=failing"]
     failed = cluster.submit("--submission-id", "failing", "--", *job)
     assert failed.returncode != 0
-    message = f"--set: data.train: {cluster.repository / 'nowhere'}: no index.json there"
+    message = f"--set: data.train: {cluster.repository / 'nowhere'}: there is no such folder; "
     log = cluster.client.get_job_logs("failing")
     lines = [line for line in log.strip().splitlines() if "\tINFO " not in line]
     assert lines[-1].startswith(message), lines
@@ -303,7 +303,7 @@ def test_our_submit_ends_with_the_drivers_exit_code_and_sends_no_secrets(cluster
     failing = _submit(cluster, "--set", "data.train=nowhere", "--set", "name=submitted-failing")
     out, err = failing.communicate(timeout=200)
     assert failing.returncode == 3, out + err
-    assert "nowhere: no index.json there" in out
+    assert "nowhere: there is no such folder; " in out
     packages = list((Path(cluster.environment["HOME"]) / "ray").rglob("_ray_pkg_*/pyproject.toml"))
     assert packages, "the working directory arrived"
     assert not [p for package in packages for p in package.parent.rglob(".env")]

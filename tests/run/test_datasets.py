@@ -56,7 +56,7 @@ def test_data_of_other_classes_are_refused(sets: dict[str, str], tmp_path: Path,
     with pytest.raises(DataError) as caught:
         open_datasets(job(data(train=sets["ab"], **{key: sets["ac"]}), tmp_path))
     expected = (
-        "its classes differ from those of data.train (2 against 2): 1 are missing (b), 1 are not in data.train (c); "
+        "its classes differ from those of data.train (2 against 2): 1 is missing (b), 1 is not in data.train (c); "
         f"leave those out and pack it again with --classes {sets['ab']}"
     )
     assert str(caught.value) == f"data.{key}: {expected}"
@@ -72,5 +72,5 @@ def test_the_same_classes_in_another_order_are_refused(sets: dict[str, str], tmp
 
 
 def test_a_folder_without_an_index_is_named_with_its_key(sets: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^data\.val: .*nowhere: no index\.json there"):
+    with pytest.raises(DataError, match=r"^data\.val: .*nowhere: there is no such folder; "):
         open_datasets(job(data(train=sets["ab"], val=str(tmp_path / "nowhere")), tmp_path))

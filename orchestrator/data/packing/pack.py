@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -101,13 +102,16 @@ def stated_options(encoding: Encoding, shard_bytes: int) -> dict[str, int]:
 
 
 def _refuse_unwritable(parent: Path, out: Path) -> None:
+    """Try it: what may be written cannot be told from the rights of a folder, for root least of all."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        why = "" if os.access(parent, os.W_OK | os.X_OK) else f"{parent} is read-only"
+        with TemporaryFile(dir=parent):
+            return
+    except (FileExistsError, NotADirectoryError):
+        why = "a part of its path is a file"
     except OSError as error:
-        why = str(error)
-    if why:
-        raise JobError(f"OUT: must be a folder that can be written, got {out}: {why}")
+        why = error.strerror or str(error)
+    raise JobError(f"{out}: cannot be written: {why}; choose another OUT")
 
 
 def _pack(

@@ -133,7 +133,7 @@ def opened(source: str | Path, scratch: Path, labels: Sequence[str] | None = Non
 
 def _checked(path: Path, found: Found, labels: Sequence[str] | None) -> Found:
     if not found.items:
-        raise DataError(f"{path}: no JPEG or PNG images in class folders (expected {_FORMS})")
+        raise DataError(f"{path}: no JPEG or PNG images in class folders{_loose(path)} (expected {_FORMS})")
     if labels is None:
         _refuse_splits(path, sorted({item.label for item in found.items}))
         return replace(found, items=sorted(found.items, key=lambda item: (item.label, item.name)))
@@ -142,6 +142,15 @@ def _checked(path: Path, found: Found, labels: Sequence[str] | None) -> Found:
     ordered = sorted(found.items, key=lambda item: item.name)
     named = [replace(item, label=label) for item, label in zip(ordered, labels, strict=True)]
     return replace(found, items=sorted(named, key=lambda item: (item.label, item.name)))
+
+
+def _loose(path: Path) -> str:
+    """What to do about images that lie in a folder itself, in words; nothing where there are none."""
+    count = sum(_is_image(PurePosixPath(name)) for name in os.listdir(path)) if path.is_dir() else 0
+    if not count:
+        return ""
+    lie, each = ("image lies", "it") if count == 1 else ("images lie", "each")
+    return f"; {count} {lie} directly in {path}: put {each} into a folder named after its class"
 
 
 def _refuse_splits(path: Path, classes: Sequence[str]) -> None:

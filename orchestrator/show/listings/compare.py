@@ -15,7 +15,7 @@ from orchestrator.job.load import load_job
 from orchestrator.job.resolved import flatten, job_to_dict
 from orchestrator.job.show import show
 from orchestrator.run.folder import existing_run
-from orchestrator.show.listings.runs import run_state
+from orchestrator.show.listings.runs import last_known, run_state
 from orchestrator.show.terminal import amount, as_text, duration, percent
 
 _RESULTS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -38,7 +38,7 @@ _COLUMN = 24
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: a column of the tables. `job` is flat; `summary` is empty while the run is unfinished."""
+    """One run: a column of the tables. `job` is flat; `summary` of an unfinished run is what is last known."""
 
     label: str
     status: str
@@ -72,7 +72,8 @@ def _read(run: Path, label: str) -> Compared:
     folder = existing_run(run)
     status, summary = run_state(folder)
     flat = flatten(job_to_dict(load_job(folder.job)))
-    return Compared(label, status, summary, {key: value for key, value in flat.items() if key not in LEFT_OUT})
+    known = summary or last_known(folder)
+    return Compared(label, status, known, {key: value for key, value in flat.items() if key not in LEFT_OUT})
 
 
 def _plain(runs: Sequence[Compared]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,18 @@ def whole_number(text: str, flag: str) -> int:
 def run_here(run: str, *, weights: bool = True) -> Path:
     """The folder of a run; one in a store is brought here first, with its newest checkpoint where `weights`."""
     if not paths.is_store(run):
-        return Path(run)
+        return run_folder(run)
     from orchestrator.run.stores.stored_run import fetch_run
 
     return fetch_run(run, weights=weights)
+
+
+def run_folder(run: str) -> Path:
+    """The folder of a run by its path, or by the bare name that `runs ls` shows: that one lies in the usual folder."""
+    path = Path(run)
+    usual = Path(_usual_folder())
+    is_bare = len(path.parts) == 1 and path.name not in ("", "..") and not os.path.lexists(path)
+    return usual / path if is_bare and usual.is_dir() else path
 
 
 def _usual_folder() -> str:
@@ -69,7 +78,7 @@ def call(arguments: argparse.Namespace) -> int:
         if any(paths.is_store(run) for run in arguments.runs):
             raise JobError("runs prune: knows folders; of a run in a store checkpoint.keep_last says what is kept")
         return prune(
-            [Path(run) for run in arguments.runs],
+            [run_folder(run) for run in arguments.runs],
             keep=whole_number(arguments.keep, "--keep"),
             dry_run=arguments.dry_run,
             confirmed=arguments.yes,
@@ -86,7 +95,7 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.action == "rm":
         stored = [run for run in arguments.runs if paths.is_store(run)]
         if not stored:
-            return runs.rm([Path(run) for run in arguments.runs], confirmed=arguments.yes)
+            return runs.rm([run_folder(run) for run in arguments.runs], confirmed=arguments.yes)
         if len(stored) < len(arguments.runs):
             raise JobError("runs rm: give folders or URLs, not both at once")
         return stored_runs.rm(stored, confirmed=arguments.yes)
@@ -97,5 +106,7 @@ def call(arguments: argparse.Namespace) -> int:
             return stored_runs.verify(place, as_json=arguments.json)
         return (stored_runs.ls if action == "ls" else stored_runs.show)(place, as_json=arguments.json)
     if action == "verify":
-        return runs.verify(Path(place), as_json=arguments.json)
-    return (runs.ls if action == "ls" else runs.show)(Path(place), as_json=arguments.json)
+        return runs.verify(run_folder(place), as_json=arguments.json)
+    if action == "ls":
+        return runs.ls(Path(place), as_json=arguments.json)
+    return runs.show(run_folder(place), as_json=arguments.json)

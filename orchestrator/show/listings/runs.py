@@ -39,6 +39,16 @@ def run_state(folder: RunFolder) -> tuple[str, dict[str, Any]]:
     return f"failed at {place}" if begun else f"failed {place}", {}
 
 
+def last_known(folder: RunFolder) -> dict[str, Any]:
+    """What an unfinished run has told so far, under the names of a summary: attempts, accuracies of its last epoch."""
+    known: dict[str, Any] = {"attempts": len(read_json(folder.attempts) or []) or None}
+    told = [event for event in folder.read_events()[0] if event.get("val_top1") is not None]
+    if told:
+        known |= {key: told[-1][key] for key in ("val_top1", "val_top5")}
+        known["layers"] = [{"val_top1": top1} for top1 in told[-1]["layer_val_top1"]]
+    return known
+
+
 def ls(runs: Path, *, as_json: bool = False) -> int:
     """All runs, one row each, as a table or as a JSON list. Raises JobError for what is no folder of runs."""
     place = runs.absolute()
@@ -81,11 +91,12 @@ def listing(folders: Sequence[RunFolder], *, as_json: bool) -> int:
 
 
 def _row(folder: RunFolder) -> dict[str, Any]:
-    """What a listing says of a run; what is not known yet is None."""
+    """What a listing says of a run, of an unfinished one what is last known; what is not known yet is None."""
     status, summary = run_state(folder)
     keys = (*_ACCURACIES, "images_per_second", "wall_seconds", "attempts")
     error = None if summary else folder.failure()
-    results = {key: summary.get(key) for key in keys}
+    known = summary or last_known(folder)
+    results = {key: known.get(key) for key in keys}
     return {"run": folder.path.resolve().name, "status": status, "error": error, **results}
 
 

@@ -143,8 +143,12 @@ def test_the_command_says_what_was_left_out_and_so_does_stats(
     refused = in_process("data", "pack", folder, out)
     assert refused.returncode == 3
     assert refused.stderr.count("\n") >= 7
+    assert "read 65 of 65 images" in refused.stderr
+    assert "packed" not in refused.stderr.splitlines()[0]
     done = in_process("data", "pack", folder, out, "--skip-bad")
     assert done.returncode == 0, done.stderr
+    assert f"{out}: 60 images, 2 classes, 1 shard, " in done.stdout
+    assert "MB; no images left to be read; classes: a, b" in done.stdout
     for result in (done, in_process("data", "stats", out)):
         assert "5 images of the source that cannot be packed" in result.stdout
         assert f"  {folder}/b/cut.png: cut off or damaged" in result.stdout

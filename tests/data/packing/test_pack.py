@@ -112,6 +112,14 @@ def test_a_folder_that_holds_something_is_not_overwritten(image_folder: Path, pa
     [
         (lambda p: p / "nothing", "no such file or folder"),
         (lambda p: (p / "empty").mkdir() or p / "empty", "no JPEG or PNG images in class folders"),
+        (
+            lambda p: (p / "flat").mkdir() or (p / "flat" / "1.jpg").touch() or p / "flat",
+            "; 1 image lies directly in .*flat: put it into a folder named after its class",
+        ),
+        (
+            lambda p: (p / "many").mkdir() or any((p / "many" / n).touch() for n in ("1.jpg", "2.PNG")) or p / "many",
+            "; 2 images lie directly in .*many: put each into a folder named after its class",
+        ),
         (lambda p: (p / "x.tar").write_bytes(b"junk" * 400) and p / "x.tar", "is not a tar that can be read"),
         (lambda p: (p / "x.tgz").write_bytes(b"\x1f\x8bjunk") and p / "x.tgz", "cannot be unpacked"),
     ],

@@ -231,8 +231,8 @@ def test_a_wrong_option_is_exit_2(tmp_path: Path, in_process: Command, option: t
 
 def test_the_command_tells_speed_and_time_left(tmp_path: Path, in_process: Command) -> None:
     result = in_process("data", "pack", "digits", tmp_path / "out", "--jobs", "1")
-    assert re.search(r"packed 1797 of 1797 images, \d+ images/s", result.stderr)
-    assert re.search(r"1797 images, 10 classes, 1 shard, .* MB", result.stdout)
+    assert re.search(r"read 1797 of 1797 images, \d+ images/s", result.stderr)
+    assert re.search(r"1797 images, 10 classes, 1 shard, .* MB; 1797 read in [\d.]+ s, \d+ images/s;", result.stdout)
 
 
 def test_processes_are_started_where_they_are_worth_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from orchestrator.data.packing.pack import pack
 from orchestrator.data.verify import problems
 from orchestrator.errors import DataError, JobError
 from tests.conftest import TEST_DATA, Command
-from tests.data.conftest import write_tar
+from tests.data.conftest import encoded, noise, write_tar
 
 Files = list[tuple[str, bytes]]
 
@@ -211,14 +212,32 @@ def test_packing_with_other_options_into_a_finished_folder_is_refused(
         assert done.stderr == f"{out}: holds data packed already, {said}; remove it or choose another folder\n"
 
 
+def test_classes_of_the_other_set_without_an_image_in_this_one_are_named(tmp_path: Path, in_process: Command) -> None:
+    def packed(labels: str, *words: object) -> str:
+        files = [(f"{label}/{i}.png", encoded(noise(i))) for label in labels for i in range(2)]
+        done = in_process("data", "pack", write_tar(tmp_path / f"{labels}.tar", files), tmp_path / labels, *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "no images of" not in packed("abc")
+    assert "  no images of 1 class: c\n" in packed("ab", "--classes", tmp_path / "abc")
+    assert "  no images of 2 classes: a, c\n" in packed("b", "--classes", tmp_path / "abc")
+
+
 @pytest.mark.parametrize("place", ["x", "deep/x"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, in_process: Command, place: str) -> None:
     (tmp_path / "file").write_text("in the way")
     out = tmp_path / "file" / place
     done = in_process("data", "pack", "digits", out)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"OUT: must be a folder that can be written, got {out}: ")
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr == f"{out}: cannot be written: a part of its path is a file; choose another OUT\n"
+
+
+@pytest.mark.skipif(not Path("/sys").is_dir(), reason="a folder of Linux in which nobody makes files")
+def test_a_place_that_not_even_root_may_write_is_named(in_process: Command) -> None:
+    done = in_process("data", "pack", "digits", "/sys/mine")
+    assert done.returncode == 2
+    assert re.fullmatch(r"/sys/mine: cannot be written: [A-Z][a-z -]+; choose another OUT\n", done.stderr)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_comparison_as_json_has_the_summaries_and_the_differing_keys(
     found = json.loads(capsys.readouterr().out)
     assert found["runs"] == [
         {"run": "one", "status": "finished", "summary": json.loads((one / "summary.json").read_text())},
-        {"run": "two", "status": "before its first step", "summary": {}},
+        {"run": "two", "status": "before its first step", "summary": {"attempts": None}},
     ]
     assert found["differing"]["train.lr"] == [0.001, 0.002]
     assert found["differing"]["objective.margin"] == [0.0, None]
@@ -214,3 +214,60 @@ def test_a_page_that_cannot_be_written_is_told_with_another_place(
     said = f"{run / 'report.html'}: cannot be written: Is a directory; choose another place with --out\n"
     assert capsys.readouterr().err == said
     assert sorted(path.name for path in run.iterdir()) == ["job.yaml", "report.html"]
+
+
+def test_a_run_has_the_name_that_the_listing_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "within").mkdir()
+    for name in ("one", "two"):
+        finish(made(tmp_path / "runs", name), 0.9, [0.8, 0.9])
+    for place in (tmp_path, tmp_path / "within"):
+        monkeypatch.chdir(place)
+        assert main(["runs", "show", "one"]) == 0
+        assert capsys.readouterr().out.startswith("one: finished, val top-1 90.00 %")
+        assert main(["runs", "compare", "one", "two"]) == 0
+        assert capsys.readouterr().out.split()[:3] == ["result", "one", "two"]
+    assert main(["runs", "prune", "one", "--dry-run"]) == 0
+    assert main(["runs", "verify", "one"]) == 4
+    assert "runs/one: has no checkpoint" in capsys.readouterr().err
+    assert main(["runs", "rm", "two", "--yes"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["one"]
+
+
+def test_what_lies_here_is_meant_before_a_run_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "runs", "one")
+    (tmp_path / "one").mkdir()
+    assert main(["runs", "rm", "one", "--yes"]) == 4
+    assert capsys.readouterr().err == "one: not a run folder (no job.yaml in it); give RUNS/NAME\n"
+    assert (tmp_path / "runs" / "one" / "job.yaml").exists()
+
+
+def test_an_unfinished_run_is_listed_with_what_is_last_known_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, done = RunFolder(made(tmp_path, "stopped")), made(tmp_path, "done")
+    finish(done, 0.95, [0.8, 0.95])
+    folder.progress.write_text('{"step": 25, "steps_total": 40}')
+    folder.attempts.write_text(json.dumps([{"attempt": n, "first_step": 0, "last_step": None} for n in (1, 2)]))
+    for step, top1 in ((10, 0.5), (20, 0.625), (24, None)):
+        layers = None if top1 is None else [0.25, top1]
+        folder.append_event(
+            {"event": "epoch", "step": step, "val_top1": top1, "val_top5": None, "layer_val_top1": layers}
+        )
+    folder.append_event({"event": "checkpoint", "step": 24})
+    assert main(["runs", "ls", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split() == [
+        "stopped", "step", "25/40", "62.50", "%", "-", "-", "-", "2",
+    ]  # fmt: skip
+    assert main(["runs", "show", str(folder.path)]) == 0
+    assert capsys.readouterr().out.startswith("stopped: step 25/40, val top-1 62.50 %\n")
+    assert main(["runs", "compare", str(done), str(folder.path)]) == 0
+    found = {line.split("  ")[0]: line.split()[-4:] for line in capsys.readouterr().out.splitlines()}
+    assert found["status"][-3:] == ["finished", "step", "25/40"]
+    assert found["val top-1"] == ["95.00", "%", "62.50", "%"]
+    assert found["layer 1 val top-1"] == ["95.00", "%", "62.50", "%"]
