@@ -128,7 +128,7 @@ def test_mlflow_has_nothing_to_say_about_the_code_of_the_model() -> None:
     """It looks when the class is made, at every log and load."""
     import mlflow.pyfunc  # noqa: F401  which warns of itself
 
-    code = ROOT / "orchestrator" / "run" / "served_model.py"
+    code = ROOT / "orchestrator" / "run" / "inference" / "served_model.py"
     with warnings.catch_warnings(record=True) as said:
         runpy.run_path(str(code), run_name="orchestrator.again")
     assert said == []
