@@ -58,7 +58,7 @@ def test_run_job_raises_what_the_command_line_says(tiny_job: Callable[..., Path]
     with pytest.raises(JobError, match=r"^--set: train\.lr: must be > 0, got -1$"):
         run_job(tiny_job(), {"train.lr": -1})
     data = {"train": str(tmp_path / "nothing"), "image_size": 8}
-    with pytest.raises(DataError, match=r"^--set: data\.train: .*nothing: no index\.json there"):
+    with pytest.raises(DataError, match=r"^--set: data\.train: .*nothing: there is no such folder"):
         run_job(tiny_job(), {"data": data})
 
 
