@@ -147,7 +147,7 @@ def _local(setting: Setting, rank: int, transport: str, batch: int, token: str) 
     return Method(
         lambda: stage.train_step(stage.receive() if rank else StageInput(0, x, target)),
         [x, *(p for layer in stage.layers for p in layer.parameters())],
-        [slot._header for slot in end._slots],
+        [slot.header for slot in end._slots],
         lambda: 0 if sender is None else sender.bytes_total,
     )
 
