@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.data import arguments as arguments_of_data
 from orchestrator.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_OTHER, JobError, OrchestratorError
 from orchestrator.examples import add_examples
-from orchestrator.launch.signals import interrupting
+from orchestrator.launch.signals import INTERRUPTED, interrupting
 from orchestrator.parser import Parser
 from orchestrator.show.listings import run_arguments
 from orchestrator.show.listings.run_arguments import run_here, whole_number
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:  # where nothing is to be saved: a run turns it into a wish to stop
         sys.stdout.flush()
-        print("interrupted; the same command starts again, or goes on from what was saved", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from orchestrator.errors import EXIT_INTERRUPTED
+
 _WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _LATER_S = 0.02
+_PATIENCE_S = 60.0
+INTERRUPTED = "interrupted; the same command starts again, or goes on from what was saved"
 
 
 class StopSignal:
@@ -54,10 +59,20 @@ def interrupting() -> Iterator[None]:
     """
     told = postponed = False
 
+    def leave() -> None:
+        # An interruption that a library swallowed, or that met the locks of two imports, is waited for in vain.
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            print(INTERRUPTED, file=sys.stderr, flush=True)
+            os._exit(EXIT_INTERRUPTED)
+
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal told, postponed
         if told and not postponed:
             os._exit(128 + number)
+        if not told:
+            last = threading.Timer(_PATIENCE_S, leave)
+            last.daemon = True
+            last.start()
         told, postponed = True, frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
         if not postponed:
             raise KeyboardInterrupt

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import Interrupted
+from orchestrator.errors import EXIT_INTERRUPTED, Interrupted
 from orchestrator.launch.beside import interruptible, stoppable
-from orchestrator.launch.signals import interrupting, kept_handlers
+from orchestrator.launch.signals import INTERRUPTED, interrupting, kept_handlers
 from orchestrator.run.folder import RunFolder, write_json
 from tests.stores import wait_until
 
@@ -144,3 +145,19 @@ def test_a_library_that_ends_the_process_at_sigterm_interrupts_instead() -> None
     with pytest.raises(KeyboardInterrupt), kept_handlers():
         library()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_interruption_that_is_swallowed_ends_the_command_all_the_same() -> None:
+    """As a library may do it, or two imports that wait for each other."""
+    code = """
+import os, signal, time
+from orchestrator.launch import signals
+signals._PATIENCE_S = 0.2
+with signals.interrupting():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, f"{INTERRUPTED}\n")
