@@ -68,12 +68,10 @@ def refuse_changes(folder: RunFolder, job: dict[str, Any]) -> None:
 def refuse_other_data(source: Path, datasets: Datasets) -> None:
     """Raise JobError where a checkpoint was trained, or selected, on other data than these: places may differ."""
     state = checkpoint.read_state(source)
-    parts = {"train": datasets.train, "val": datasets.val}
-    for name, part in parts.items():
-        before = state.get(_INDEX_KEYS[name])
-        now = None if part is None else part.index.sha256
-        if _INDEX_KEYS[name] in state and before != now:
-            raise _other_data(name, before, now)
+    now = index_hashes(datasets)
+    for name, key in _INDEX_KEYS.items():
+        if key in state and state[key] != now[key]:
+            raise _other_data(name, state[key], now[key])
 
 
 def index_hashes(datasets: Datasets) -> dict[str, str | None]:
