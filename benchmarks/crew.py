@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from orchestrator.launch.workers.environment import environment_of_workers
 from orchestrator.launch.workers.local import _free_port
 from orchestrator.run.device import keep_freed_memory
 
@@ -46,8 +47,9 @@ class Crew:
             context.Process(target=_serve, args=(rank, size, address, timeout_s, theirs, make, arguments), daemon=True)
             for rank, (_, theirs) in enumerate(ends)
         ]
-        for worker in self._workers:
-            worker.start()
+        with environment_of_workers({"threads_per_worker": 1}):
+            for worker in self._workers:
+                worker.start()
         for _, theirs in ends:
             theirs.close()
 

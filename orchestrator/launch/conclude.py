@@ -31,15 +31,17 @@ def conclude(drive: Drive, assignment: Assignment) -> dict[str, Any]:
         ],
     )
     events, _ = folder.read_events()
-    stages: list[dict[str, Any]] = next((event["stages"] for event in reversed(events) if event["event"] == "plan"), [])
-    parameters = sum(stage["parameters"] for stage in stages)
+    plan: dict[str, Any] = next((event for event in reversed(events) if event["event"] == "plan"), {})
+    parameters = sum(stage["parameters"] for stage in plan.get("stages", []))
     card = model_card(summary, drive.values, class_names(folder, drive.values), parameters)
     write_atomically(folder.card, card)
     _log_result(drive, assignment, events, card)
     times = [event for event in events if event["event"] == "stages"]
     if times:
         drive.say(stages_table(times[-1], assignment.layer_names))
-    drive.say(result_table(summary, drive.place, drive.uri))
+    at_once = drive.job.train.schedule == "simultaneous"  # what the plan predicts the rate of
+    predicted = plan.get("images_per_second") if at_once else None
+    drive.say(result_table(summary, drive.place, drive.uri, predicted=predicted))
     said = pace(events)
     if said:
         drive.say(said)

@@ -6,6 +6,7 @@ count before anything is computed.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import struct
 import time
@@ -14,7 +15,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -221,12 +221,10 @@ class Slot:
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
-    """Copy between tensors of one shape; of two that are dense alike on the CPU the bytes, in half of torch's time."""
-    # The dimensions in the order in which they lie in memory.
-    order = sorted(range(target.dim()), key=target.stride, reverse=True)
-    ours, theirs = target.permute(order), source.permute(order)
+    """Copy into a tensor that is dense; on the CPU, of one that lies alike the bytes, in half of torch's time."""
     on_cpu = target.device.type == source.device.type == "cpu"
-    if on_cpu and target.dtype == source.dtype and ours.is_contiguous() and theirs.is_contiguous():
-        np.copyto(ours.reshape(-1).view(torch.uint8).numpy(), theirs.reshape(-1).view(torch.uint8).numpy())
+    alike = (source.dtype, source.shape, source.stride()) == (target.dtype, target.shape, target.stride())
+    if on_cpu and alike:
+        ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
     else:
         target.copy_(source)

@@ -156,6 +156,7 @@ def commit(folder: RunFolder, step: int, attempt: int, state: Mapping[str, Any],
     where.mkdir(parents=True, exist_ok=True)
     write_json(where / "state.json", dict(state))
     files = [*entries, _flushed(where / "state.json")]
+    assert len({entry.name for entry in files}) == len(files), "one worker writes a file, however many replicas"
     write_atomically(where / "manifest.json", _manifest_text(step, files))
     final = step_folder(folder, step)
     if final.exists():

@@ -16,6 +16,9 @@ from rich.table import Table
 
 from orchestrator.job.show import counted
 
+# A prediction that the measured rate misses by no more than this factor needs no explanation.
+_NEAR = 1.25
+
 
 def as_text(table: Table, width: int = 110) -> str:
     """A table as plain text, as wide as it needs to be, at most `width` columns."""
@@ -128,8 +131,13 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f} %"
 
 
-def result_table(summary: dict[str, Any], run_dir: Path | str, tracking_uri: str) -> str:
-    """Accuracy of every layer, the numbers of the whole, and where to look next."""
+def result_table(
+    summary: dict[str, Any], run_dir: Path | str, tracking_uri: str, *, predicted: float | None = None
+) -> str:
+    """Accuracy of every layer, the numbers of the whole, and where to look next.
+
+    `predicted`: the images/s of the plan, to stand beside those that were measured.
+    """
     table = Table(box=None, pad_edge=False)
     votes = [f"{weight:.3f}" for weight in summary.get("vote_weights", [])]
     for column in ("layer", "name", "stage", "val top-1", *(["vote"] if votes else [])):
@@ -141,10 +149,13 @@ def result_table(summary: dict[str, Any], run_dir: Path | str, tracking_uri: str
     lines += [_accuracies(summary)] if _accuracies(summary) else []
     rate, busy = summary["images_per_second"], summary["pipeline_efficiency"]
     facts = [f"{counted(summary['steps'], 'step')} in {duration(summary['wall_seconds'])}"]
-    facts += [] if rate is None else [f"{rate:.0f} images/s"]
+    plan = "" if predicted is None else f" (predicted {amount(predicted)})"
+    facts += [] if rate is None else [f"{rate:.0f} images/s{plan}"]
     # Not the plan's scaling: this one compares a run with its own slowest stage, that one with a single worker.
     facts += [] if busy is None else [f"pipeline efficiency {busy:.2f} (1: the slowest stage never waits)"]
     lines.append(", ".join([*facts, f"attempt {summary['attempts']}"]))
+    if rate and predicted and not 1 / _NEAR <= rate / predicted <= _NEAR:
+        lines.append("The prediction rests on FLOPs and bytes; orchestrator plan JOB --profile times the layers here")
     lines.append(f"Run folder   {run_dir}")
     lines.append(f"Report       {program('orchestrator')} report {shlex.quote(str(run_dir))}")
     if tracking_uri.startswith("sqlite"):

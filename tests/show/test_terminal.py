@@ -57,6 +57,17 @@ def test_accuracies_that_were_not_measured_are_not_spoken_of(changes: dict[str, 
     assert line in result_table(summary(**changes), Path("runs/x"), "sqlite:///x.db").splitlines()
 
 
+@pytest.mark.parametrize(
+    ("predicted", "explained"), [(9.0, False), (7.3, False), (11.2, False), (7.1, True), (900.0, True)]
+)
+def test_the_predicted_rate_stands_beside_the_measured_one_and_is_explained_where_it_missed(
+    predicted: float, explained: bool
+) -> None:
+    result = result_table(summary(), Path("runs/x"), "sqlite:///x.db", predicted=predicted)
+    assert f"1 step in 2 s, 9 images/s (predicted {amount(predicted)}), pipeline efficiency" in result
+    assert ("orchestrator plan JOB --profile" in result) is explained
+
+
 def test_a_run_without_any_accuracy_has_no_line_for_it() -> None:
     without = {"val_top1": None, "val_top5": None, "images_per_second": None, "pipeline_efficiency": None}
     result = result_table(summary(**without), Path("runs/x"), "sqlite:///x.db")

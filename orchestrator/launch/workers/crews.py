@@ -17,7 +17,8 @@ import torch
 from orchestrator.data.cached.feature_store import MadeShard
 from orchestrator.data.parallel import end_with_parent
 from orchestrator.errors import OrchestratorError
-from orchestrator.launch.workers.local import device_of, one_thread_each
+from orchestrator.launch.workers.environment import environment_of_workers
+from orchestrator.launch.workers.local import device_of
 from orchestrator.launch.workers.ray_train import RaySession
 from orchestrator.run.device import prepare_torch
 from orchestrator.run.features import Extractor, Trunk, Wanted
@@ -115,7 +116,7 @@ def processes(recruit: Recruit) -> Iterator[Processes]:
     places = spawn.SimpleQueue()
     for place in range(size):
         places.put(place)
-    with one_thread_each(recruit.job):
+    with environment_of_workers(recruit.job["cluster"]):
         pool = ProcessPoolExecutor(size, spawn, initializer=_begin, initargs=(recruit, places))
         with pool:
             yield Processes(pool, size)

@@ -8,8 +8,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from orchestrator.data.parallel import end_with_parent
 from orchestrator.errors import JobError, OrchestratorError
 from orchestrator.job.schema import Job
+from orchestrator.launch.workers.environment import environment_of_workers
 from orchestrator.run.context import LocalContext
 from orchestrator.run.worker import Assignment, work
 
@@ -100,20 +100,6 @@ def _free_port() -> int:
         return port
 
 
-@contextmanager
-def one_thread_each(job: dict[str, Any]) -> Iterator[None]:
-    """Processes that are started meanwhile find the job's threads per worker in their environment."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(job["cluster"]["threads_per_worker"])
-    try:
-        yield
-    finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
-
-
 def run_processes(assignment: Assignment) -> None:
     """Start one process per worker and wait; when one fails, the others are ended.
 
@@ -123,7 +109,7 @@ def run_processes(assignment: Assignment) -> None:
     address = f"tcp://127.0.0.1:{_free_port()}"
     context: Any = multiprocessing.get_context(_METHOD)
     context.set_forkserver_preload(["orchestrator.launch.workers.fork_server"])
-    with one_thread_each(assignment.job):
+    with environment_of_workers(assignment.job["cluster"]):
         arguments = (world_size, address, assignment, dict(os.environ))
         children = [
             context.Process(target=_child, args=(rank, *arguments), name=f"worker-{rank}") for rank in range(world_size)

@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.errors import JobError, OrchestratorError
 from orchestrator.launch.signals import begun_beside, kept_handlers
+from orchestrator.launch.workers.environment import copying
 from orchestrator.launch.workers.local import WorkerFailure
 from orchestrator.run.records.start import without_collector
 from orchestrator.run.worker import Assignment
@@ -228,6 +229,7 @@ def begin_ray(assignment: Assignment, storage: str) -> Callable[[], None]:
         run_config=RunConfig(
             name=f"attempt-{assignment.attempt}",
             storage_path=storage,
+            worker_runtime_env={"env_vars": copying()},
             # Restarts are the driver's decision: only it knows which checkpoint is the newest whole one.
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
