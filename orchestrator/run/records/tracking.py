@@ -6,6 +6,7 @@ thread of the driver, so the events are also the spool: what a dead server misse
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import threading
@@ -69,11 +70,28 @@ def _unusable(uri: str, error: Exception) -> str:
     )
 
 
+def _database(uri: str) -> Path | None:
+    """The file of an sqlite database; None for any other store."""
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Runs that start at the same time make tables and experiment one after the other; a server sees to that itself."""
+    path = _database(uri)
+    if path is None:
+        yield
+        return
+    with path.with_name(f".{path.name}.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def refuse_unwritable(uri: str) -> None:
     """Raise JobError where the sqlite database of `uri` cannot be written; no server is asked."""
-    if not uri.startswith("sqlite:///"):
+    path = _database(uri)
+    if path is None:
         return
-    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         open(path, "ab").close()  # sqlite takes an empty file for a new database
@@ -84,7 +102,7 @@ def refuse_unwritable(uri: str) -> None:
 def open_store(uri: str) -> None:
     """Import MLflow and make its tables, where they are ours to make, so that `create_run` need not wait for it."""
     # What does not work is said by create_run, with the remedy.
-    with suppress(Exception), client_of(uri) as client:
+    with suppress(Exception), _alone(uri), client_of(uri) as client:
         if uri.startswith("sqlite:"):
             client.search_experiments(max_results=1)
 
@@ -113,7 +131,7 @@ def create_run(
     tags = {**tags, "mlflow.note.content": note} if note else tags
 
     try:
-        with client_of(uri) as client:
+        with _alone(uri), client_of(uri) as client:
             if run_id is None or not _reopened(client, run_id):
                 run_id = _new_run(client, uri, experiment, name, artifacts)
                 logged = [Param(key, str(value)[:_MAX_PARAM]) for key, value in params.items()]

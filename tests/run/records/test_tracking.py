@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import socket
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +204,23 @@ def test_the_threads_of_two_attempts_send_no_line_twice(folder: RunFolder, monke
     for thread in both:
         thread.join()
     assert len(received) == len(set(received)) == len(expected(range(1, 2)))
+
+
+def _begun(uri: str, folder: Path, at_once: Any, number: int) -> str:
+    at_once.wait()
+    tracking.open_store(uri)
+    return tracking.create_run(uri, "tests", f"run-{number}", params={}, tags={}, artifacts=folder)
+
+
+@pytest.mark.slow  # two imports of MLflow, and its tables
+def test_runs_that_start_at_the_same_time_share_a_database_that_was_not_there(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    uri = f"sqlite:///{tmp_path / 'new.db'}"
+    with spawn.Manager() as manager, ProcessPoolExecutor(2, spawn) as pool:
+        at_once = manager.Barrier(2)
+        begun = [pool.submit(_begun, uri, tmp_path / "artifacts", at_once, number) for number in range(2)]
+        ids = [future.result(timeout=240) for future in begun]
+    with tracking.client_of(uri) as client:
+        (experiment,) = [e for e in client.search_experiments() if e.name == "tests"]
+        assert {run.info.run_id for run in client.search_runs([experiment.experiment_id])} == set(ids)
+    assert len(set(ids)) == 2
