@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import socket
 import statistics
 import time
 from collections.abc import Sequence
@@ -82,3 +83,11 @@ def publish(name: str, command: str, title: str, rows: Sequence[dict[str, Any]],
         "notes": list(notes),
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.common import free_port
 from orchestrator.launch.workers.environment import environment_of_workers
-from orchestrator.launch.workers.local import _free_port
 from orchestrator.run.device import keep_freed_memory
 
 # Said of the benchmark's own module, which these processes have twice: imported, and as the program that was started.
@@ -40,7 +40,7 @@ class Crew:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, make.__module__])
         self._timeout_s = timeout_s
-        address = f"tcp://127.0.0.1:{_free_port()}"
+        address = f"tcp://127.0.0.1:{free_port()}"
         ends = [context.Pipe() for _ in range(size)]
         self._pipes = [ours for ours, _ in ends]
         self._workers = [

@@ -28,8 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import publish, spread
-from orchestrator.launch.workers.local import _free_port
+from benchmarks.common import free_port, publish, spread
 
 ROOT = Path(__file__).parent.parent
 STEPS = 3
@@ -49,7 +48,7 @@ def warm_ray(folder: Path) -> Iterator[tuple[dict[str, str], int]]:
 
     Its token is its own.
     """
-    port, log, token = _free_port(), folder / "ray.log", folder / "token"
+    port, log, token = free_port(), folder / "ray.log", folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -64,8 +63,8 @@ def warm_ray(folder: Path) -> Iterator[tuple[dict[str, str], int]]:
         "--include-dashboard=false",
     ]
     words += ["--node-ip-address=127.0.0.1"]
-    words += [f"--temp-dir={folder / 'ray'}", f"--ray-client-server-port={_free_port()}"]
-    words += [f"--dashboard-agent-listen-port={_free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
+    words += [f"--temp-dir={folder / 'ray'}", f"--ray-client-server-port={free_port()}"]
+    words += [f"--dashboard-agent-listen-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
     for _ in range(3):  # Ray gives itself 15 s, which a busy machine may not have
         with open(log, "wb") as out:
             head = subprocess.Popen(words, stdout=out, stderr=out, env=environment, start_new_session=True)

@@ -21,12 +21,16 @@ class WeightAverage:
         self.decay = decay
         frozen = tuple(f"{name}." for name, module in layer.named_modules() if isinstance(module, Frozen))
         fixed = {name for name, parameter in layer.named_parameters() if not parameter.requires_grad}
-        self._live = {
-            name: tensor
-            for name, tensor in layer.state_dict().items()
-            if name not in fixed and not name.startswith(frozen)
-        }
-        self.weights: dict[str, Tensor] = {name: tensor.clone() for name, tensor in self._live.items()}
+        names = [name for name in layer.state_dict() if name not in fixed and not name.startswith(frozen)]
+        # By module and attribute: a forward pass may put another tensor in the place of a buffer.
+        self._places = {name: (layer.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names}
+        self.weights: dict[str, Tensor] = {name: tensor.clone() for name, tensor in self._live().items()}
+        self._averaged = [name for name, tensor in self.weights.items() if tensor.is_floating_point()]
+        self._copied = [name for name in names if name not in self._averaged]
+
+    def _live(self) -> dict[str, Tensor]:
+        """What is averaged, as the layer has it now."""
+        return {name: getattr(module, attribute).detach() for name, (module, attribute) in self._places.items()}
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
@@ -34,33 +38,28 @@ class WeightAverage:
 
         The decay grows to its value as (1 + n) / (10 + n), so that the first weights, which are random, are forgotten.
         """
-        decay = min(self.decay, (1 + updates) / (10 + updates))
-        for name, average in self.weights.items():
-            if average.is_floating_point():
-                average.lerp_(self._live[name], 1 - decay)
-            else:
-                average.copy_(self._live[name])
-
-    @property
-    def live(self) -> dict[str, Tensor]:
-        """What is averaged, as the layer has it now."""
-        return self._live
+        decay, live = min(self.decay, (1 + updates) / (10 + updates)), self._live()
+        averaged = self._averaged
+        torch._foreach_lerp_([self.weights[n] for n in averaged], [live[n] for n in averaged], 1 - decay)
+        for name in self._copied:
+            self.weights[name].copy_(live[name])
 
     def restart(self) -> None:
         """Begin again at the layer's weights."""
+        live = self._live()
         for name, average in self.weights.items():
-            average.copy_(self._live[name])
+            average.copy_(live[name])
 
     @torch.no_grad()
     def adopt(self) -> None:
         """Make the layer's weights the average."""
-        for name, live in self._live.items():
+        for name, live in self._live().items():
             live.copy_(self.weights[name])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The layer with the average for its weights; its own come back bit for bit."""
-        own = {name: live.clone() for name, live in self._live.items()}
+        own = {name: live.clone() for name, live in self._live().items()}
         self.adopt()
         try:
             yield
@@ -70,5 +69,5 @@ class WeightAverage:
     @torch.no_grad()
     def restore(self, own: Mapping[str, Tensor]) -> None:
         """Give the layer weights of its own again; the average stays."""
-        for name, live in self._live.items():
+        for name, live in self._live().items():
             live.copy_(own[name])

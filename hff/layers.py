@@ -30,6 +30,14 @@ class LocalLayer(nn.Module):
         return self.head.judge(y)
 
 
+def channels_last(layer: LocalLayer) -> LocalLayer:
+    """The same layer, its kernels of maps in the layout in which convolutions are faster, on CPU and GPU alike."""
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        if tensor.dim() == 4:  # nn.Module.to would take kernels of volumes too, and fail
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return layer
+
+
 class Frozen(nn.Module):
     """A body, or a part of one, that never learns: always in evaluation mode, no gradients, no optimizer state.
 

@@ -101,7 +101,7 @@ MEANINGS: dict[str, str] = {
     "train.precision": "Number format of computation; bfloat16 is autocast over float32 weights.",
     "train.link_precision": "Number format that activations travel in over gloo and NCCL; in shared memory same.",
     "train.seed": "Decides weights, order and augmentation.",
-    "train.max_hours": "Hours after which the run saves and ends with exit code 75.",
+    "train.max_hours": "Hours after the start of the command after which the run saves and ends with exit code 75.",
     "train.init_from": "A run, or RUN@STEP, below `runs` whose weights this one starts from.",
     "train.eval_every_epochs": "Epochs between evaluations on `val`.",
     "train.grad_clip": "Greatest norm of each layer's gradient.",

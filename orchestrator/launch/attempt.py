@@ -116,7 +116,7 @@ def attempted(drive: Drive, attempt: prepare.Attempt, assignment: Assignment, be
     uri, run_id = drive.uri, assignment.run_id or ""
     with (
         followed(folder, attempt.number, uri, run_id, drive.part.out, begun.since if begun else None),
-        stoppable(folder, attempt.number, drive.job.train.max_hours, drive.say),
+        stoppable(folder, attempt.number, drive.hours_left, drive.say) as drive.asked,
     ):
         try:
             with nullcontext() if drive.stored is None else drive.stored.attempt():

@@ -61,11 +61,14 @@ def followed(
 
 
 @contextmanager
-def stoppable(folder: RunFolder, attempt: int, max_hours: float | None, say: Callable[[str], None]) -> Iterator[None]:
-    """First signal: save and leave. When `max_hours` are over the same."""
-    stop_file = folder.stop_file(attempt)
+def stoppable(
+    folder: RunFolder, attempt: int, max_hours: float | None, say: Callable[[str], None]
+) -> Iterator[threading.Event]:
+    """First signal: save and leave. When `max_hours` are over the same. What is yielded says whether that was asked."""
+    stop_file, asked = folder.stop_file(attempt), threading.Event()
 
     def stop(reason: str) -> None:
+        asked.set()
         stop_file.touch()
         # Whoever asks to stop does not want another attempt.
         folder.notice_file(attempt).unlink(missing_ok=True)
@@ -85,7 +88,7 @@ def stoppable(folder: RunFolder, attempt: int, max_hours: float | None, say: Cal
         timer.start()
     try:
         with StopSignal(stop):
-            yield
+            yield asked
     finally:
         if timer is not None:
             timer.cancel()

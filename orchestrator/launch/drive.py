@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +54,15 @@ class Drive:
     part: Part
     stored: StoredRun | None
     clock: StartClock
+    # Set when the run was told to stop: by a signal, or because its hours are over.
+    asked: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def hours_left(self) -> float | None:
+        """What is left of `train.max_hours` for all attempts together; None without that limit."""
+        most = self.job.train.max_hours
+        return None if most is None else max(0.0, most - (time.monotonic() - self.began) / 3600)
 
     @property
     def uri(self) -> str:

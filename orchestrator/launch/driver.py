@@ -18,7 +18,7 @@ from orchestrator.job.schema import Job
 from orchestrator.job.show import counted
 from orchestrator.launch.attempt import assignment_of, attempted, begun_on_ray, next_attempt, starting_point
 from orchestrator.launch.beside import failure_kept, interruptible
-from orchestrator.launch.conclude import conclude
+from orchestrator.launch.conclude import conclude, unrecorded
 from orchestrator.launch.drive import Drive, Launch, Part
 from orchestrator.launch.features import features_of
 from orchestrator.launch.restart import Failure, next_action
@@ -109,6 +109,10 @@ def _finished(drive: Drive) -> dict[str, Any] | None:
                 f"{drive.folder.path}: the run is finished, but it has no checkpoint: bring it back, or train again "
                 "with --resume never"
             )
+        left = unrecorded(drive.folder)
+        if left is not None:
+            drive.say(f"Run {drive.job.name} is finished already; MLflow is told what it has not been told yet.")
+            return conclude(drive, *left)
         drive.say(
             f"Run {drive.job.name} is finished already ({drive.place}/summary.json). "
             "Use --resume never to run it afresh, or give the job another name."
@@ -188,22 +192,23 @@ def _drive(drive: Drive) -> dict[str, Any]:
                 grows = elastic is not None and elastic.grows
                 again = "There is room for more workers: starting again with them." if grows else None
                 again = again or preemptions.again(attempt.number)
-                if again is None:
+                if again is None or drive.asked.is_set():
                     tracking.finish_run(drive.uri, assignment.run_id, "KILLED", [])
                     raise
                 drive.say(again)
                 drive.clock = StartClock()
                 continue
             if failure is None:
-                return conclude(drive, assignment)
-            again = None if failure.final else preemptions.again(attempt.number)
+                return conclude(drive, assignment.run_id, names)
+            again = None if failure.final or drive.asked.is_set() else preemptions.again(attempt.number)
             if again is not None:
                 drive.say(f"warning: {failure.headline}; {again}")
                 drive.clock = StartClock()
                 continue
             failures.append(failure)
             drive.clock = StartClock()
-            action = next_action(failures, job.cluster.max_failures if drive.launch is None else 0)
+            budget = job.cluster.max_failures if drive.launch is None else 0
+            action = next_action(failures, budget, asked=drive.asked.is_set())
             if action.stop:
                 tracking.finish_run(drive.uri, assignment.run_id, "FAILED", [])
                 raise failure.error(action.why)

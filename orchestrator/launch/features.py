@@ -111,6 +111,7 @@ class Maker:
             for wanted in missing:
                 self._now = wanted
                 self._make(wanted, crew)
+            self._refuse_to_go_on()  # told between the last shard and here
 
     def _stop(self, reason: str) -> None:
         self._stopped = True

@@ -50,11 +50,16 @@ class Action:
     why: str
 
 
-def next_action(failures: Sequence[Failure], max_failures: int) -> Action:
-    """Stop on errors that come again, on the same crash at the same step, and when the budget is spent."""
+def next_action(failures: Sequence[Failure], max_failures: int, *, asked: bool = False) -> Action:
+    """Stop on errors that come again, on the same crash at the same step, and when the budget is spent.
+
+    So does a run that was `asked` to stop, whatever its attempt ended with.
+    """
     last = failures[-1]
     if last.final:
         return Action(True, "")
+    if asked:
+        return Action(True, "It was told to stop, so it is not started again: run the same command to go on.")
     if any(f.step == last.step and f.message == last.message for f in failures[:-1]):
         return Action(True, "The same failure at the same step twice: stopping.")
     if len(failures) > max_failures:

@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -17,6 +19,8 @@ _WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _LATER_S = 0.02
 _PATIENCE_S = 60.0
+# The signals that interrupted this command so far: who is told of one ends it, or there is a StopSignal.
+_told: list[str] = []
 INTERRUPTED = "interrupted; the same command starts again, or goes on from what was saved"
 
 
@@ -35,6 +39,8 @@ class StopSignal:
         watched = _WATCHED if threading.current_thread() is threading.main_thread() else ()
         for number in watched:
             self._previous[number] = signal.signal(number, self._handle)
+        if watched and _told:  # an interruption that a library swallowed
+            self._take(_told[0])
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -47,6 +53,9 @@ class StopSignal:
             shown = "\x1b[?25h" if os.isatty(2) else ""  # the cursor, which moving bars hide
             os.write(2, f"{shown}\n{name} again: leaving at once; the last saved checkpoint counts\n".encode())
             os._exit(128 + number)
+        self._take(name)
+
+    def _take(self, name: str) -> None:
         self.received = name
         self._on_stop(name)
 
@@ -57,37 +66,70 @@ def interrupting() -> Iterator[None]:
 
     Under torchrun they stay as they are: a rank that waits for another one in C would never hear of them.
     """
-    told = postponed = False
+    postponed = False
+    # A handler may use it at any moment; to start a thread it would need locks that what it interrupts may hold.
+    heard: SimpleQueue[int | None] = SimpleQueue()
 
-    def leave() -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal postponed
+        if _told and not postponed:
+            os._exit(128 + number)
+        _told.append(signal.Signals(number).name)
+        postponed = frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
+        heard.put(number if postponed else 0)
+        if not postponed:
+            raise KeyboardInterrupt
+
+    def watch() -> None:
+        number, until = heard.get(), time.monotonic() + _PATIENCE_S
+        while number is not None:
+            if number:  # raised there it could be lost with a lock that all imports of all threads then wait for
+                time.sleep(_LATER_S)
+                os.kill(os.getpid(), number)
+            try:
+                number = heard.get(timeout=max(0.0, until - time.monotonic()))
+            except Empty:
+                break
         # An interruption that a library swallowed, or that met the locks of two imports, is waited for in vain.
-        if signal.getsignal(signal.SIGTERM) is interrupt:
+        if number is not None and signal.getsignal(signal.SIGTERM) is interrupt:
             print(INTERRUPTED, file=sys.stderr, flush=True)
             os._exit(EXIT_INTERRUPTED)
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal told, postponed
-        if told and not postponed:
-            os._exit(128 + number)
-        if not told:
-            last = threading.Timer(_PATIENCE_S, leave)
-            last.daemon = True
-            last.start()
-        told, postponed = True, frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
-        if not postponed:
-            raise KeyboardInterrupt
-        # Raised there it can be lost with a lock that all imports of all threads then wait for.
-        later = threading.Timer(_LATER_S, os.kill, [os.getpid(), number])
-        later.daemon = True
-        later.start()
-
     mine = threading.current_thread() is threading.main_thread() and "LOCAL_RANK" not in os.environ
+    _told.clear()
+    threading.Thread(target=watch, name="interruption", daemon=True).start()
     before = {number: signal.signal(number, interrupt) for number in (_WATCHED if mine else ())}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _told.clear()
+        heard.put(None)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """A signal counts at the end of the block, the second one leaves at once.
+
+    For imports of seconds: an interruption within one may be swallowed, or leave half a library behind.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            os._exit(128 + number)
+        noted.append(number)
+
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (_WATCHED if mine else ())}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if noted:
+            os.kill(os.getpid(), noted[0])
 
 
 @contextmanager

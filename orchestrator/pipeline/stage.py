@@ -23,6 +23,7 @@ from hff.averages import WeightAverage
 from hff.layers import LocalLayer
 from hff.local import local_forward_backward, local_update
 from hff.objectives import PrototypeHead
+from hff.randomness import derive_seed, seed_noise
 from orchestrator.pipeline.gather import take_waited
 from orchestrator.pipeline.links import Kind, Message, Receiver, Sender
 from orchestrator.pipeline.trace import BESIDE, Trace
@@ -94,7 +95,8 @@ class Stage:
     `learning_rate(step, layer)` gives the rate of a layer by its global index, `trained(step)` the index of the
     only layer that trains at that step, or None when all do. `replicas` is the process group of the workers
     that hold the same layers, None when this worker is alone. `output_shape` is one sample's activation
-    behind the last layer. Each layer trains on a batch in `micro_batches` parts. Where there are `averages`, one for
+    behind the last layer. Each layer trains on a batch in `micro_batches` parts. What is random in it, as dropout is,
+    depends on `seed`, step, layer and replica. Where there are `averages`, one for
     each layer, they are the weights that count; `updates(step)` is how many each layer that trains has had before.
     """
 
@@ -110,6 +112,7 @@ class Stage:
     autocast_dtype: torch.dtype | None = None
     grad_clip: float | None = None
     micro_batches: int = 1
+    seed: int = 0
     replicas: dist.ProcessGroup | None = None
     averages: Sequence[WeightAverage] = ()
     updates: Callable[[int], int] = int
@@ -174,6 +177,7 @@ class Stage:
                 continue
             layer.train()
             began = time.perf_counter()
+            self._seed_noise(index, batch.step)
             update = local_forward_backward(
                 layer,
                 x,
@@ -189,7 +193,7 @@ class Stage:
             # The gradients of the layer before were being summed meanwhile.
             self._end_sum(summing, batch.step)
             self._refuse_non_finite(index, batch.step, update.loss_sum)
-            x = update.output
+            x = _as_carried(update.output)
             if active is None and i == len(self.layers) - 1:
                 self._send("train", batch, x, None, stop, count)
             summing = self._begin_sum(i)
@@ -203,6 +207,10 @@ class Stage:
         if active is not None:
             self._send_sequential(batch, x, stop, count, frozen=active >= self.first + len(self.layers))
         return stop
+
+    def _seed_noise(self, layer: int, step: int) -> None:
+        replica = 0 if self.replicas is None else self.replicas.rank()
+        seed_noise(derive_seed(self.seed, "noise", step, layer, replica), self.device)
 
     def _parts(self, samples: int) -> int:
         """Micro-batches of a step of so many samples: as many with all replicas, and none with less than two samples.
@@ -261,8 +269,13 @@ class Stage:
     def _pass_frozen(self, layer: LocalLayer, x: Tensor) -> Tensor:
         layer.eval()
         with torch.no_grad(), self._autocast():
-            y: Tensor = layer(x)
-        return y if self.autocast_dtype is None else y.to(self.autocast_dtype)
+            parts: list[Tensor] = [layer(part) for part in self._divided(x)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return _as_carried(y if self.autocast_dtype is None else y.to(self.autocast_dtype))
+
+    def _divided(self, x: Tensor) -> Sequence[Tensor]:
+        """As in training, so that what fits into memory there fits here."""
+        return x.tensor_split(max(1, min(self.micro_batches, len(x))))
 
     def _autocast(self) -> torch.autocast:
         enabled = self.autocast_dtype is not None
@@ -333,11 +346,11 @@ class Stage:
         of this stage, get its log-probabilities, (B, C) float32.
         """
         x, vote = batch.x, batch.vote
+        if not len(batch.target):
+            return self._evaluate_nothing(batch, opinions)
         for i, layer in enumerate(self.layers):
-            layer.eval()
-            with self._autocast():
-                x = layer(x)
-                logit_BC = layer.logits(x)
+            x = self._pass_frozen(layer, x)
+            logit_BC = torch.cat([layer.logits(part) for part in self._divided(x)])
             correct[i] += (logit_BC.argmax(dim=1) == batch.target).sum()
             weight = vote_weights[self.first + i]
             if weight or vote is None or opinions is not None:
@@ -348,3 +361,20 @@ class Stage:
         assert vote is not None
         self._send("eval", batch, x, vote, batch.stop)
         return vote
+
+    def _evaluate_nothing(self, batch: StageInput, opinions: list[list[Tensor]] | None) -> Tensor:
+        """Keep in step with the other replicas; a user's body may not take a batch without samples."""
+        none_BC = torch.zeros((0, self.layers[-1].head.num_classes), device=self.device)
+        for own in opinions or []:
+            own.append(none_BC)
+        vote = none_BC if batch.vote is None else batch.vote
+        nothing = torch.empty((0, *self.output_shape), device=self.device)
+        self._send("eval", batch, nothing, vote, batch.stop)
+        return vote
+
+
+def _as_carried(y: Tensor) -> Tensor:
+    """In the layout in which links carry it: what comes next computes the same bits in this stage and in another."""
+    if y.dim() > 4:  # versions of images, which no link carries
+        return y
+    return y.contiguous(memory_format=torch.channels_last if y.dim() == 4 else torch.contiguous_format)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hff.layers import Frozen
+from orchestrator.errors import JobError
 
 
 class _SumOverReplicas(torch.autograd.Function):
@@ -28,7 +29,7 @@ class _SumOverReplicas(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """BatchNorm1d or 2d whose statistics are those of the whole batch of a stage.
+    """BatchNorm1d, 2d or 3d whose statistics are those of the whole batch of a stage.
 
     Same parameters, buffers and names as the norm that it replaces, so checkpoints do not know the difference.
     Mean first, then the centred square: as exact as one process up to the order of sums.
@@ -53,8 +54,8 @@ class SyncBatchNorm(_BatchNorm):
         return made
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() not in (2, 4):
-            raise ValueError(f"expected (B, C) or (B, C, H, W), got {input.dim()} dimensions")
+        if input.dim() < 2:
+            raise ValueError(f"expected (B, C) or (B, C, ...), got {input.dim()} dimensions")
 
     def forward(self, input: Tensor) -> Tensor:
         y = self._normalised(input) if self.training else super().forward(input)
@@ -74,8 +75,11 @@ class SyncBatchNorm(_BatchNorm):
         centred = x - mean.view(shape)
         variance = self._over_replicas((centred * centred).sum(over)) / count
         self._track(mean.detach(), variance.detach() * count / (count - 1))
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        y = centred * scale.view(shape) + self.bias.view(shape)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            y = centred * (self.weight * scale).view(shape) + self.bias.view(shape)
+        else:
+            y = centred * scale.view(shape)
         return y.to(input.dtype)
 
     def _over_replicas(self, x: Tensor) -> Tensor:
@@ -95,20 +99,42 @@ class SyncBatchNorm(_BatchNorm):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        momentum = 0.1 if self.momentum is None else self.momentum
+        # Without one: the mean of all batches so far, as torch does it.
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(unbiased, momentum)
 
 
 def synchronise_norms(module: nn.Module, group: dist.ProcessGroup) -> None:
-    """Replace every batch norm inside `module` that learns by one over the replicas of `group`, in place."""
+    """Replace every batch norm inside `module` that learns by one over the replicas of `group`, in place.
+
+    Raises JobError for one that cannot be divided among replicas.
+    """
+    _replace(module, group, {})
+
+
+def _replace(module: nn.Module, group: dist.ProcessGroup, made: dict[nn.Module, SyncBatchNorm]) -> None:
     if isinstance(module, Frozen):
         return
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-            setattr(module, name, SyncBatchNorm.of(child, group))
-        else:
-            synchronise_norms(child, group)
+    # Not named_children, which passes over the second name of one norm.
+    for name, child in list(module._modules.items()):
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            if child not in made:
+                _refuse_undivided(child)
+                made[child] = SyncBatchNorm.of(child, group)
+            setattr(module, name, made[child])
+        elif child is not None:
+            _replace(child, group, made)
+
+
+def _refuse_undivided(norm: _BatchNorm) -> None:
+    remedy = "use another norm, or one replica for each stage (cluster.stages: cluster.workers)"
+    kind = type(norm).__name__
+    if not norm.track_running_stats:
+        raise JobError(f"model: {kind} with track_running_stats=False has nothing to evaluate with; {remedy}")
+    timms = hasattr(norm, "drop") and hasattr(norm, "act")
+    if type(norm).forward is not _BatchNorm.forward and not timms:
+        raise JobError(f"model: {kind} is a batch norm with a forward of its own, unknown to replicas; {remedy}")
 
 
 def take_waited(module: nn.Module) -> float:

@@ -76,8 +76,19 @@ def _on_cpu(tensor: Tensor, *, apart: bool = False) -> Tensor:
 
 
 def layer_tensors(layer: LocalLayer, *, apart: bool = False) -> dict[str, Tensor]:
-    """Parameters and buffers by name, on the CPU and contiguous."""
-    return {k: _on_cpu(v, apart=apart) for k, v in layer.state_dict().items()}
+    """Parameters and buffers by name, on the CPU, contiguous and none in the memory of another."""
+    return unshared({k: _on_cpu(v, apart=apart) for k, v in layer.state_dict().items()})
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, a copy where one shares memory with another before it: safetensors would refuse tied weights."""
+    taken: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if memory in taken else tensor
+        taken.add(memory)
+    return found
 
 
 def layer_sha256(layer: LocalLayer) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hff.layers import LocalLayer
+from hff.layers import LocalLayer, channels_last
 from orchestrator.data.cached.feature_store import MadeShard, SetPlan, feature_key, write_shard
 from orchestrator.data.cached.features import FeatureFolders, Vectors
 from orchestrator.data.index import Index
@@ -73,7 +73,7 @@ def build_trunk(
     if weights_from is not None:
         for number, unit in enumerate(units):
             checkpoint.load_layer(Path(weights_from), number, unit)
-    return [unit.to(device).to(memory_format=torch.channels_last) for unit in units]
+    return [channels_last(unit.to(device)) for unit in units]
 
 
 def examine(job: Mapping[str, Any], num_classes: int, weights_from: str | None) -> Trunk:

@@ -142,7 +142,7 @@ class Loop:
             if ends:
                 self._end_epoch(done, parts, stop)
                 self.window = time.perf_counter()
-            if self.evaluator.stopped and not saves:
+            if self.evaluator.stopped and not (saves and self.saver.settled()):
                 self._save(done, must=True)
             stop = stop or self.evaluator.stopped
             if stop and done < total:

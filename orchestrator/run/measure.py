@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hff.layers import LocalLayer
+from hff.layers import LocalLayer, channels_last
 from hff.local import local_forward_backward, local_update, make_optimizer
 from hff.shapes import LayerShape
 from orchestrator.errors import JobError
@@ -57,7 +57,7 @@ def _cost(job: Job, shape: LayerShape, index: int, classes: int, device: torch.d
         per_layer=values["per_layer"],
         pretrained=False,
     )
-    layer = layer.to(device).to(memory_format=torch.channels_last).train()
+    layer = channels_last(layer.to(device)).train()
     batch = max(2, min(_BATCH, job.train.global_batch_size))
     half = max(1, batch // 2)
     step = _stepper(job, layer, shape, classes, batch, device)

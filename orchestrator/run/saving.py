@@ -93,6 +93,12 @@ class Saver:
             self._beside.join()
             self._beside = None
 
+    def settled(self) -> bool:
+        """Whether the last save succeeded, on all workers alike; waits for one in the background."""
+        self.drain()
+        self.check()
+        return self.failed == 0
+
     def _layers(self, *, apart: bool) -> dict[int, checkpoint.LayerState]:
         averages: Sequence[WeightAverage | None] = self.stage.averages or [None] * len(self.stage.layers)
         each = zip(self.stage.layers, self.stage.optimizers, averages, strict=True)

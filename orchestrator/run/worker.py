@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from hff.averages import WeightAverage
-from hff.layers import LocalLayer
+from hff.layers import LocalLayer, channels_last
 from hff.local import make_optimizer
 from orchestrator.data.cached.features import FeatureFolders
 from orchestrator.errors import EXIT_OTHER, CheckpointError, OrchestratorError
@@ -97,7 +97,9 @@ def _worked(assignment: Assignment, context: Context, device: torch.device, uplo
     try:
         status, step = _work(assignment, context, device, folder, uploads, start)
         if context.rank == 0:
-            write_json(folder.outcome, {"attempt": assignment.attempt, "status": status, "step": step})
+            outcome = {"attempt": assignment.attempt, "status": status, "step": step}
+            # Until the driver has told MLflow: it may be stopped before.
+            write_json(folder.outcome, outcome | ({"recorded": False} if status == "finished" else {}))
         return status
     except BaseException as error:
         with suppress(OSError):  # what ended it is worth more than that a full disk has no room for the report
@@ -205,6 +207,7 @@ def _work(
         autocast_dtype=torch.bfloat16 if job["train"]["precision"] == "bfloat16" else None,
         grad_clip=job["train"]["grad_clip"],
         micro_batches=assignment.micro_batches,
+        seed=job["train"]["seed"],
         replicas=peers,
         averages=averages,
         updates=lambda step: step % schedule.steps_per_phase,
@@ -322,8 +325,7 @@ def _own_layers(assignment: Assignment, stage_index: int, device: torch.device) 
         pretrained=assignment.resume_from is None or job["train"]["schedule"] == "sequential",
         superclasses=joined_classes(RunFolder(Path(assignment.run_dir))),
     )
-    # Convolutions are faster in this layout, on CPU (1.3x measured) and GPU alike.
-    return [layer.to(device).to(memory_format=torch.channels_last) for layer in layers]
+    return [channels_last(layer.to(device)) for layer in layers]
 
 
 def _optimizer(layer: LocalLayer, train: dict[str, Any]) -> torch.optim.Optimizer:

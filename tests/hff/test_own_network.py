@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import hff
+from hff.architectures import make_head
+from hff.layers import channels_last
 from hff.shapes import Shape
 
 
@@ -95,3 +97,14 @@ def test_a_body_that_cannot_be_a_layer_is_named(body: nn.Module, message: str | 
     message = message or "body 0 must put out the tokens of a square map, got 5 of them"
     with pytest.raises(ValueError, match=message):
         hff.describe_own(One(), (3, 8, 8), hff.HeadShape("linear", 10))
+
+
+def test_kernels_of_maps_are_laid_out_anew_and_those_of_volumes_stay() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Unflatten(1, (1, 4)), nn.Conv3d(1, 2, 3), nn.Flatten())
+    layer = hff.LocalLayer("body0", body, make_head(hff.HeadOptions(num_classes=4), 2 * 2 * 4 * 4, 1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    before = layer(x)
+    assert channels_last(layer) is layer
+    assert body[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert body[2].weight.is_contiguous()
+    torch.testing.assert_close(layer(x), before)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from hff.shapes import HeadShape, VggOptions, describe
-from orchestrator.errors import JobError
+from orchestrator.errors import EXIT_INTERRUPTED, JobError
+from orchestrator.launch import attempt, driver
 from orchestrator.launch.workers import elastic
 from orchestrator.launch.workers.elastic import Elastic, Pace
 from orchestrator.pipeline.plan import Plan, make_plan
-from orchestrator.run.folder import RunFolder, write_json
+from orchestrator.run.context import LocalContext
+from orchestrator.run.folder import RunFolder, read_json, write_json
+from tests.conftest import Command
 from tests.stores import wait_until
 
 SHAPES = describe(VggOptions(widths=(8, 8)), (1, 8, 8), HeadShape("prototype", 10, 1))
@@ -142,3 +149,31 @@ def test_an_attempt_of_all_workers_is_not_watched(tmp_path: Path) -> None:
     job = Elastic(1, 2, plan_of, Nodes(free=9))
     with job.watching(plan_of(2), RunFolder(tmp_path), 1):
         assert "elastic" not in [thread.name for thread in threading.enumerate()]
+
+
+class ToldWhileItGrows(LocalContext):
+    """A worker whose user presses Ctrl-C when it was already asked to leave, to start again with more."""
+
+    folder: ClassVar[RunFolder]
+
+    def stop_requested(self) -> bool:
+        if self.folder.stop_file(1).exists() and not self.stop[0]:
+            self.stop[0] = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+
+def test_a_user_who_stops_a_run_that_is_about_to_grow_has_stopped_it(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elastic, "_WORTH_S", 0.0)
+    monkeypatch.setattr(
+        driver, "elastic_of", lambda cluster, session, plan_of: Elastic(1, 2, plan_of, Nodes([1, 2], free=1))
+    )
+    monkeypatch.setattr(attempt, "LocalContext", ToldWhileItGrows)
+    ToldWhileItGrows.folder = RunFolder(tmp_path / "runs" / "tiny")
+    done = in_process("run", tiny_job(), "--set", "train.global_batch_size=4", "--set", "train.epochs=20")
+    assert done.returncode == EXIT_INTERRUPTED, done.stdout + done.stderr
+    assert "SIGINT: saving at the end of this step" in done.stdout
+    assert "starting again" not in done.stdout
+    assert len(read_json(ToldWhileItGrows.folder.attempts)) == 1

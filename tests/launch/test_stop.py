@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import EXIT_INTERRUPTED, Interrupted
+from orchestrator.job.load import load_job
 from orchestrator.launch.beside import interruptible, stoppable
-from orchestrator.launch.signals import INTERRUPTED, interrupting, kept_handlers
+from orchestrator.launch.drive import Drive, Part
+from orchestrator.launch.signals import INTERRUPTED, held_back, interrupting, kept_handlers
 from orchestrator.run.folder import RunFolder, write_json
+from orchestrator.run.records.start import StartClock
+from tests.pipeline.ranks import start_process
 from tests.stores import wait_until
 
 
@@ -80,6 +88,33 @@ def test_when_max_hours_are_over_the_workers_are_asked_to_save_and_leave(tmp_pat
         wait_until(folder.stop_file(1).exists)
         assert time.monotonic() - began >= 0.5
     assert said[0].startswith("train.max_hours is over: stopping as soon as")
+
+
+def test_max_hours_are_those_of_all_attempts_together(tiny_job: Callable[..., Path], tmp_path: Path) -> None:
+    def drive(*changes: str) -> Drive:
+        job = load_job(tiny_job(), changes)
+        more = {"launch": None, "part": Part(), "stored": None, "clock": StartClock()}
+        return Drive(job, {}, RunFolder(tmp_path), "auto", print, tmp_path, **more)
+
+    limited = drive("train.max_hours=2")
+    limited.began -= 0.5 * 3600
+    assert limited.hours_left == pytest.approx(1.5, abs=0.01)
+    limited.began -= 5 * 3600
+    assert limited.hours_left == 0
+    assert drive().hours_left is None
+
+
+def _ignored(results: Any) -> None:
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    results.put([number.name for number in watched if signal.getsignal(number) is signal.SIG_IGN])
+
+
+def test_a_signal_to_all_processes_ends_no_worker_that_cannot_answer_it_yet() -> None:
+    """As Ctrl-C in a terminal is, while workers start."""
+    results = multiprocessing.get_context("forkserver").SimpleQueue()
+    process = start_process(_ignored, results)
+    assert results.get() == ["SIGINT", "SIGTERM", "SIGUSR1"]
+    process.join()
 
 
 def test_a_run_that_ends_before_max_hours_leaves_no_timer_behind(tmp_path: Path) -> None:
@@ -161,3 +196,45 @@ with signals.interrupting():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
     assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, f"{INTERRUPTED}\n")
+
+
+def test_an_interruption_within_an_import_of_seconds_counts_at_its_end() -> None:
+    reached: list[str] = []
+
+    def importing() -> None:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            reached.append("the end")
+        time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt), interrupting():
+        importing()
+    assert reached == ["the end"]
+
+
+def test_a_run_begins_no_attempt_after_an_interruption_that_a_library_swallowed(tmp_path: Path) -> None:
+    folder, said = RunFolder(tmp_path), list[str]()
+    with interrupting():
+        with suppress(KeyboardInterrupt):
+            signalled(signal.SIGTERM)
+        with stoppable(folder, 1, None, said.append) as asked:
+            assert asked.is_set() and folder.stop_file(1).exists()
+    assert said == ["SIGTERM: stopping as soon as the workers are there (again: leave at once)"]
+    with stoppable(folder, 2, None, said.append) as asked:
+        assert not asked.is_set(), "that was another command's"
+
+
+def test_an_interruption_needs_no_lock_that_what_it_interrupts_may_hold() -> None:
+    """As where it comes while a thread is being started."""
+    code = """
+import os, signal, threading
+from orchestrator.launch.signals import interrupting
+try:
+    with interrupting(), threading._active_limbo_lock:
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(30)
+except KeyboardInterrupt:
+    os._exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=25).returncode == 7

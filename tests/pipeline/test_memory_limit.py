@@ -35,7 +35,8 @@ def plan(micro_batches: int | str, limit_bytes: float | None = None) -> Plan:
 
 
 def _train_within(limit_bytes: int, micro_batches: int, results: Any) -> None:
-    """One step in a process that can get no more than `limit_bytes` on top of torch, the network and the images."""
+    """A step and an evaluation in a process that can get no more than `limit_bytes` on top of torch, the network and
+    the images."""
     torch.set_num_threads(1)
     layers = build_layers(NETWORK, IMAGE, HeadOptions(num_classes=CLASSES), seed=0)
     stage = lone_stage([x.to(memory_format=torch.channels_last) for x in layers], micro_batches=micro_batches)
@@ -43,12 +44,16 @@ def _train_within(limit_bytes: int, micro_batches: int, results: Any) -> None:
     target = torch.randint(CLASSES, (BATCH,))
     stage.train_step(StageInput(0, x[:2], target[:2]))  # what torch allocates once
     pages = int(Path("/proc/self/statm").read_text().split()[0])
+    said = ""
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit_bytes,) * 2)
     try:
         stage.train_step(StageInput(1, x, target))
-        results.put("trained")
+        said = "trained"
+        correct = torch.zeros(2, dtype=torch.int64)
+        stage.evaluate(StageInput(2, x, target), (0.0, 1.0), correct)
+        results.put(f"{said}, evaluated")
     except RuntimeError as error:
-        results.put(str(error))
+        results.put(f"{said}{error}")
 
 
 def test_what_does_not_fit_at_once_is_trained_in_the_parts_that_the_plan_chooses_for_the_limit() -> None:
@@ -63,4 +68,4 @@ def test_what_does_not_fit_at_once_is_trained_in_the_parts_that_the_plan_chooses
         process.join(60)
         said.append(results.get())
     assert "DefaultCPUAllocator" in said[0], said[0]
-    assert said[1] == "trained"
+    assert said[1] == "trained, evaluated"

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update
+from hff.architectures import make_head
 from orchestrator.pipeline.links import Message
 from orchestrator.pipeline.stage import NonFiniteLoss, Stage, StageInput
-from tests.stages import lone_stage
+from tests.stages import Passage, lone_stage
 
 
 def stage() -> Stage:
@@ -20,7 +22,8 @@ def stage() -> Stage:
 
 def batch(step: int) -> StageInput:
     generator = torch.Generator().manual_seed(step)
-    return StageInput(step, torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 1]))
+    x = torch.randn(4, 3, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
+    return StageInput(step, x, torch.tensor([0, 1, 2, 1]))
 
 
 def parameters(layer: LocalLayer) -> list[torch.Tensor]:
@@ -113,6 +116,15 @@ def test_evaluation_adds_the_votes_of_its_layers_to_those_that_came_and_changes_
         assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
 
 
+def test_evaluation_in_parts_comes_to_the_same() -> None:
+    """And a batch of fewer samples than parts has a part for each."""
+    whole, divided, correct = stage(), stage(), torch.zeros(3, dtype=torch.int64)
+    for parts in (3, 9):
+        divided.micro_batches = parts
+        votes = [each.evaluate(batch(0), (0.0, 0.0, 0.5, 1.0, 2.0), correct) for each in (whole, divided)]
+        torch.testing.assert_close(votes[1], votes[0])
+
+
 def test_what_is_handed_on_as_it_came_is_not_sent_from_the_buffer_it_came_in() -> None:
     sent: list[torch.Tensor] = []
 
@@ -133,3 +145,91 @@ def test_what_is_handed_on_as_it_came_is_not_sent_from_the_buffer_it_came_in() -
     assert torch.equal(sent[0], came.x)
     assert sent[0].data_ptr() != came.x.data_ptr()
     assert sent[1].data_ptr() == fresh.data_ptr(), "what is new is not copied"
+
+
+def two_stages(layers: list[LocalLayer], passage: Passage, **options: object) -> tuple[Stage, Stage]:
+    """The same two layers as two stages; the second receives what the first one sent."""
+    below, above = (lone_stage([layer], first=i, **options) for i, layer in enumerate(layers))
+    below.sender = above.receiver = passage
+    return below, above
+
+
+def own_layers(*bodies: nn.Module) -> list[LocalLayer]:
+    torch.manual_seed(0)
+    head = HeadOptions(num_classes=3)
+    return [LocalLayer(f"body{i}", body, make_head(head, 4 * 4 * 4, 4)) for i, body in enumerate(bodies)]
+
+
+def many(step: int) -> StageInput:
+    generator = torch.Generator().manual_seed(step)
+    x = torch.randn(32, 1, 8, 8, generator=generator).contiguous(memory_format=torch.channels_last)
+    return StageInput(step, x, torch.arange(32) % 3)
+
+
+def test_a_map_that_comes_in_another_layout_trains_the_same_bits_in_two_stages() -> None:
+    def layers() -> list[LocalLayer]:
+        torch.manual_seed(0)
+        first = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.Unflatten(1, (4, 8, 8)))
+        return own_layers(first, nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)))
+
+    assert not layers()[0](many(0).x).is_contiguous(memory_format=torch.channels_last)
+    whole = lone_stage(layers())
+    below, above = two_stages(layers(), Passage((4, 8, 8)))
+    for step in range(4):
+        whole.train_step(many(step))
+        below.train_step(many(step))
+        above.train_step(above.receive())
+    for alone, layer in zip(whole.layers, [*below.layers, *above.layers], strict=True):
+        for name, value in alone.state_dict().items():
+            assert torch.equal(layer.state_dict()[name], value), f"{layer.name}, {name}"
+
+
+class Placed(nn.Module):
+    """Under autocast its sum is of float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.place = nn.Parameter(torch.randn(4, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x) + self.place
+        return y
+
+
+def test_evaluation_in_bfloat16_hands_on_what_a_link_would_carry() -> None:
+    torch.manual_seed(0)
+    layers = own_layers(Placed(), nn.Conv2d(4, 4, 3, padding=1))
+    half = {"autocast_dtype": torch.bfloat16}
+    below, above = two_stages(layers, Passage((4, 8, 8), torch.bfloat16), **half)
+    votes, correct = (1.0, 1.0), torch.zeros(2, dtype=torch.int64)
+    alone = lone_stage(layers, **half).evaluate(many(0), votes, correct)
+    below.evaluate(many(0), votes, correct[:1])
+    assert torch.equal(above.evaluate(above.receive(), votes, correct[1:]), alone)
+
+
+class Reshaped(nn.Module):
+    """Cannot take a batch without samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(x.reshape(len(x), -1))
+        return y
+
+
+def test_a_replica_without_samples_evaluates_none_and_hands_on_none() -> None:
+    with pytest.raises(RuntimeError):
+        Reshaped()(torch.empty(0, 1, 8, 8))
+    below, above = two_stages(own_layers(Reshaped(), Reshaped()), Passage((64,)), output_shape=(64,))
+    nothing = replace(many(0), x=many(0).x[:0], target=many(0).target[:0], last=True)
+    opinions: list[list[Tensor]] = [[]]
+    correct = torch.zeros(1, dtype=torch.int64)
+    assert below.evaluate(nothing, (0.0, 1.0), correct, opinions).shape == (0, 3)
+    came = above.receive()
+    assert (came.x.shape, came.last) == ((0, 64), True)
+    assert above.evaluate(came, (0.0, 1.0), correct).shape == (0, 3)
+    assert [opinion.shape for opinion in opinions[0]] == [(0, 3)]
+    assert correct.tolist() == [0]

@@ -14,8 +14,11 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from hff import HeadOptions, LocalLayer, VggOptions, build_layers, local_forward_backward, local_update, make_optimizer
+from hff.architectures import make_head
+from hff.averages import WeightAverage
 from orchestrator.cli import main
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.run import checkpoint
@@ -68,6 +71,49 @@ def test_a_restored_layer_goes_on_bit_for_bit(folder: RunFolder) -> None:
     assert sorted(p.name for p in where.iterdir()) == [
         "layer_00.optim.safetensors", "layer_00.safetensors", "manifest.json", "state.json",
     ]  # fmt: skip
+
+
+class Tied(nn.Module):
+    """A body with one weight under two names, and a part of it under a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = nn.Linear(8, 8)
+        self.back = nn.Linear(8, 8)
+        self.back.weight = self.there.weight
+        self.register_buffer("rows", self.there.weight.detach()[2:4])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.back(self.there(x.flatten(1)))
+        return y
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_weight_under_two_names_is_saved_and_comes_back(folder: RunFolder, apart: bool, averaged: bool) -> None:
+    def tied() -> tuple[LocalLayer, torch.optim.Optimizer, WeightAverage | None]:
+        torch.manual_seed(0)
+        layer = LocalLayer("tied", Tied(), make_head(HeadOptions(num_classes=3), 8, 1))
+        return layer, make_optimizer(layer, "adamw", lr=1e-2), WeightAverage(layer, 0.5) if averaged else None
+
+    def taught(layer: LocalLayer, optimizer: torch.optim.Optimizer, average: WeightAverage | None, at: int) -> None:
+        generator = torch.Generator().manual_seed(at)
+        x = torch.randn(6, 8, generator=generator)
+        local_forward_backward(layer, x, torch.arange(6) % 3, count=6)
+        local_update(layer, optimizer)
+        if average is not None:
+            average.update(at)
+
+    whole, restored = tied(), tied()
+    taught(*whole, 0)
+    entries = checkpoint.save_layer(
+        checkpoint.temporary_folder(folder, 1, 1), 0, checkpoint.layer_state(*whole, apart=apart)
+    )
+    checkpoint.load_layer(checkpoint.commit(folder, 1, 1, {"step": 1}, entries), 0, *restored)
+    assert checkpoint.layer_sha256(restored[0]) == checkpoint.layer_sha256(whole[0])
+    for one in (whole, restored):
+        taught(*one, 1)
+    assert checkpoint.layer_sha256(restored[0]) == checkpoint.layer_sha256(whole[0])
 
 
 def test_the_hash_of_a_layer_is_that_of_names_types_shapes_and_every_byte() -> None:

@@ -73,6 +73,17 @@ def test_a_stopped_extraction_keeps_its_finished_shards_and_goes_on(job: Make, t
     assert np.array_equal(FeatureSet(wanted.plan.folder).gather(rows), reference.gather(rows))
 
 
+def test_a_stop_after_the_last_shard_does_not_let_the_training_begin(job: Make, tmp_path: Path) -> None:
+    recruit, wanted = ready(job("late", runs=tmp_path))
+
+    def signalled(event: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="finished shards are kept"):
+        Maker(lambda: here(recruit), lambda _: None, signalled).make([wanted])
+    assert is_whole(wanted.plan)
+
+
 def test_two_writers_at_once_make_one_set(job: Make, tmp_path: Path) -> None:
     recruit, wanted = ready(job("sample", runs=tmp_path))
     told: list[dict[str, Any]] = []

@@ -7,13 +7,18 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
+from orchestrator.errors import EXIT_OTHER
+from orchestrator.launch import attempt
 from orchestrator.launch.restart import Failure, next_action
-from orchestrator.run.folder import RunFolder
+from orchestrator.run.context import LocalContext
+from orchestrator.run.folder import RunFolder, read_json
 from orchestrator.run.worker import first_failure, write_failure
+from tests.conftest import Command
 
 
 def failure(step: int | None = 3, message: str = "it broke", **changes: object) -> Failure:
@@ -96,3 +101,34 @@ def test_a_loader_process_that_was_killed_is_told_with_memory_as_its_likely_caus
     said = "a loader process was killed, most likely for want of memory: lower data.loader_processes (DataLoader worker"
     assert first["message"].startswith(said)
     assert first["exit_code"] == 1
+
+
+def test_a_run_that_was_told_to_stop_is_not_started_again_after_a_failure() -> None:
+    action = next_action([failure()], max_failures=100, asked=True)
+    assert action.stop
+    assert action.why == "It was told to stop, so it is not started again: run the same command to go on."
+
+
+class BreaksAtAStop(LocalContext):
+    """A worker that fails while it leaves, as where its last save finds the disk full."""
+
+    folder: ClassVar[RunFolder]
+
+    def stop_requested(self) -> bool:
+        if (read_json(self.folder.progress) or {"step": 0})["step"] >= 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("it breaks")
+        return False
+
+
+def test_a_worker_that_fails_while_it_stops_does_not_make_the_run_go_on(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "LocalContext", BreaksAtAStop)
+    BreaksAtAStop.folder = RunFolder(tmp_path / "runs" / "tiny")
+    words = ("train.global_batch_size=10", "cluster.max_failures=5")
+    done = in_process("run", tiny_job(), *(word for setting in words for word in ("--set", setting)))
+    assert done.returncode == EXIT_OTHER, done.stdout + done.stderr
+    assert "RuntimeError: it breaks" in done.stderr
+    assert "It was told to stop, so it is not started again" in done.stderr
+    assert len(read_json(BreaksAtAStop.folder.attempts)) == 1

@@ -132,6 +132,22 @@ def test_a_run_goes_on_with_more_workers_than_before_and_unequal_replicas(
     assert summary["attempt_steps"][-1] == [steps // 2, steps], "the first epoch was not done again"
 
 
+def test_dropout_is_the_same_in_a_pipeline_and_after_an_interruption(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = ("model={arch: mlp, widths: [16, 16], dropout: 0.3}",)
+    alone = trained("alone", *settings)
+    assert_same_bits(trained("piped", *settings, *TWO), alone)
+    run = tmp_path / "runs" / "again"
+    shutil.copytree(alone, run)
+    shutil.rmtree(newest(run))
+    for left in ("summary.json", "outcome.json"):
+        (run / left).unlink()
+    edit(run / "job.yaml", "name: alone", "name: again")
+    assert_same_bits(trained("again", *settings), alone)
+    assert summary_of(run)["attempts"] == 2
+
+
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text

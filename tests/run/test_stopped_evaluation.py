@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.errors import EXIT_DONE, EXIT_INTERRUPTED
+from orchestrator.launch import attempt
+from orchestrator.run import checkpoint
+from orchestrator.run.context import LocalContext
+from orchestrator.run.folder import RunFolder
 from tests.conftest import TINY_JOB, Command, environment, started
 from tests.runs import assert_same_bits, summary_of
 
@@ -92,3 +98,38 @@ def test_a_stop_ends_an_evaluation_and_the_run_goes_on_as_if_nothing_had_been(
     assert done.returncode == EXIT_DONE, done.stderr
     assert summary_of(run)["attempts"] == 2
     assert_same_bits(run, tmp_path / "runs" / "undisturbed")
+
+
+class StopsInEvaluation(LocalContext):
+    """Its 14 steps of an epoch ask whether to stop, then the evaluation does."""
+
+    asked = 0
+
+    def stop_requested(self) -> bool:
+        self.asked += 1
+        return self.asked > 14
+
+
+def test_a_stop_in_an_evaluation_saves_again_where_the_save_before_it_failed(
+    tiny_job: Callable[..., Path], in_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That save was in the background, where a failure is a warning."""
+    monkeypatch.setattr(attempt, "LocalContext", StopsInEvaluation)
+    write, calls = checkpoint.save_file, []
+
+    def full_at_first(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", full_at_first)
+    done = in_process("run", tiny_job())
+    assert done.returncode == EXIT_INTERRUPTED, done.stderr
+    assert "was stopped after step 14 and saved" in done.stderr
+    run = RunFolder(tmp_path / "runs" / "tiny")
+    assert checkpoint.steps_found(run) == [14]
+    assert [e["event"] for e in run.read_events()[0] if e["event"] in ("warning", "checkpoint")] == [
+        "warning",
+        "checkpoint",
+    ]

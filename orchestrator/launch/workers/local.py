@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from orchestrator.errors import JobError, OrchestratorError
 from orchestrator.job.schema import Job
 from orchestrator.launch.workers.environment import environment_of_workers
 from orchestrator.run.context import LocalContext
-from orchestrator.run.worker import Assignment, work
+from orchestrator.run.folder import RunFolder
+from orchestrator.run.worker import Assignment, work, write_failure
 
 
 class WorkerFailure(OrchestratorError):
@@ -48,15 +49,12 @@ def device_of(job: dict[str, Any], local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def init_group(job: dict[str, Any], rank: int, world_size: int, init_method: str) -> None:
+def init_group(job: dict[str, Any], rank: int, world_size: int, port: int | None = None) -> None:
+    """Join the other workers: by a store at a port of this machine, else as the environment says."""
     backend = "cpu:gloo,cuda:nccl" if job["cluster"]["use_gpu"] else "gloo"
-    dist.init_process_group(
-        backend,
-        init_method=init_method,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=job["cluster"]["timeout_s"]),
-    )
+    timeout = timedelta(seconds=job["cluster"]["timeout_s"])
+    store = None if port is None else dist.TCPStore(_HERE, port, world_size, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def run_here(assignment: Assignment, context: LocalContext) -> None:
@@ -73,9 +71,10 @@ def run_here(assignment: Assignment, context: LocalContext) -> None:
 # One server imports what workers need and all of them are forked from it, those of later attempts too.
 # macOS: its frameworks do not survive a fork.
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+_HERE = "127.0.0.1"
 
 
-def _child(rank: int, world_size: int, address: str, assignment: Assignment, environment: Mapping[str, str]) -> None:
+def _child(rank: int, world_size: int, port: int, assignment: Assignment, environment: Mapping[str, str]) -> None:
     stop = [False]
     signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True))
     end_with_parent()
@@ -83,7 +82,11 @@ def _child(rank: int, world_size: int, address: str, assignment: Assignment, env
     os.environ.clear()
     os.environ.update(environment)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    init_group(assignment.job, rank, world_size, address)
+    try:
+        init_group(assignment.job, rank, world_size, port)
+    except Exception as error:
+        write_failure(RunFolder(Path(assignment.run_dir)), assignment.attempt, rank, error)
+        sys.exit(1)
     try:
         work(assignment, LocalContext(rank, world_size, rank, stop), device_of(assignment.job, rank))
     except Exception:
@@ -93,31 +96,27 @@ def _child(rank: int, world_size: int, address: str, assignment: Assignment, env
         dist.destroy_process_group()
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
-
-
 def run_processes(assignment: Assignment) -> None:
     """Start one process per worker and wait; when one fails, the others are ended.
 
     Raises WorkerFailure naming the rank that ended first.
     """
     world_size = sum(assignment.replicas)
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    # Here, not at rank 0: a port that is chosen before somebody listens may be taken meanwhile.
+    store = dist.TCPStore(_HERE, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     context: Any = multiprocessing.get_context(_METHOD)
     context.set_forkserver_preload(["orchestrator.launch.workers.fork_server"])
-    with environment_of_workers(assignment.job["cluster"]):
-        arguments = (world_size, address, assignment, dict(os.environ))
-        children = [
-            context.Process(target=_child, args=(rank, *arguments), name=f"worker-{rank}") for rank in range(world_size)
-        ]
-        for child in children:
-            child.start()
+    children: list[Any] = []
     try:
+        with environment_of_workers(assignment.job["cluster"]):
+            arguments = (world_size, store.port, assignment, dict(os.environ))
+            for rank in range(world_size):
+                child = context.Process(target=_child, args=(rank, *arguments), name=f"worker-{rank}")
+                child.start()
+                children.append(child)
         _wait(children)
+    except (OSError, EOFError) as error:  # no more processes, or the server that forks them is gone
+        raise WorkerFailure(f"worker {len(children)} could not be started: {error or type(error).__name__}") from error
     finally:
         for child in children:
             if child.is_alive():

@@ -83,7 +83,7 @@ def _work(packed: bytes) -> None:
 
         device = get_device()
         torch.cuda.set_device(device)  # before anything of NCCL
-    init_group(assignment.job, context.rank, context.world_size, "env://")
+    init_group(assignment.job, context.rank, context.world_size)
     try:
         work(assignment, context, device)
     finally:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from orchestrator.errors import JobError, OrchestratorError
-from orchestrator.launch.signals import begun_beside, kept_handlers
+from orchestrator.launch.signals import begun_beside, held_back, kept_handlers
 from orchestrator.launch.workers.environment import copying
 from orchestrator.launch.workers.local import WorkerFailure
 from orchestrator.run.records.start import without_collector
@@ -72,7 +72,7 @@ class RaySession:
     def __enter__(self) -> RaySession:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        with warnings.catch_warnings(), kept_handlers():
+        with warnings.catch_warnings(), kept_handlers(), held_back():
             warnings.simplefilter("ignore")
             with without_collector():
                 import ray
@@ -213,7 +213,7 @@ def begin_ray(assignment: Assignment, storage: str) -> Callable[[], None]:
 
     It raises WorkerFailure when any worker failed; the workers' own reports in the run folder say why.
     """
-    with without_collector():
+    with held_back(), without_collector():
         from ray.exceptions import ActorDiedError
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 

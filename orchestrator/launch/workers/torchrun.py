@@ -33,7 +33,7 @@ def run_under_torchrun(job: Job, *, resume: str, summary_path: Path | None, orig
     job = job.model_copy(update={"cluster": cluster})
     values = job.model_dump(mode="json")
     os.environ.setdefault("OMP_NUM_THREADS", str(job.cluster.threads_per_worker))
-    local.init_group(values, rank, world_size, "env://")
+    local.init_group(values, rank, world_size)
     try:
         if rank > 0:
             _follow(rank, world_size, local_rank)

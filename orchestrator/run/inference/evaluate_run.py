@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hff.layers import channels_last
 from orchestrator.data.stores.remote_index import open_data
 from orchestrator.errors import DataError
 from orchestrator.pipeline.stage import Stage, StageInput
@@ -58,7 +59,7 @@ def datasets_of(trained: TrainedRun) -> Datasets:
 
 def whole_stage(trained: TrainedRun) -> Stage:
     """All layers of a trained network on this machine's CPU, for evaluation."""
-    layers = [layer.to(memory_format=torch.channels_last) for layer in trained.layers()]
+    layers = [channels_last(layer) for layer in trained.layers()]
     return Stage(
         first=0,
         layers=layers,

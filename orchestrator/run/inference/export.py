@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from orchestrator.errors import CheckpointError, JobError, OrchestratorError
 from orchestrator.job.own_code import is_own
-from orchestrator.run import network
+from orchestrator.run import checkpoint, network
 from orchestrator.run.inference.classifier import Classifier
 from orchestrator.run.inference.trained import TrainedRun, trained_run, vote_weights
 
@@ -95,7 +95,8 @@ def load_safetensors(path: Path, *, run_its_code: bool = False) -> tuple[Classif
 
 
 def _write_safetensors(trained: TrainedRun, path: Path) -> None:
-    tensors = {name: t.contiguous() for name, t in trained.classifier().network.state_dict().items()}
+    state = trained.classifier().network.state_dict()
+    tensors = checkpoint.unshared({name: tensor.contiguous() for name, tensor in state.items()})
     with _usual_mode(path):
         save_file(tensors, path, metadata={"format": "pt", _DESCRIPTION: json.dumps(trained.description)})
 
