@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 import torch
@@ -23,7 +23,7 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=torch.optim.Optimizer)
 class LocalUpdate:
     """What one layer gives back: detached output (B, ...), sum of losses () and right answers () int64."""
 
-    output: Tensor
+    output: Tensor = field(repr=False)  # a notebook would show all of it behind each step
     loss_sum: Tensor
     correct: Tensor
 

@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="A.B=C",
         action="append",
         default=[],
-        help="change one value of the job; may be given several times",
+        help="change one value of the job; may be given several times; relative paths begin where those of the file do",
     )
 
     run = commands.add_parser(
@@ -266,10 +266,11 @@ def _data(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    run = _trained(arguments.run)
     from orchestrator.launch.command import eval_command
 
     return eval_command(
-        run_here(arguments.run),
+        run,
         arguments.data,
         arguments.json,
         with_exits=arguments.early_exit,
@@ -278,23 +279,36 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    top = whole_number(arguments.top, "--top")
+    run = _trained(arguments.run)
     from orchestrator.show.predictions import predict_command
 
-    top = whole_number(arguments.top, "--top")
     _silence()
-    return predict_command(run_here(arguments.run), arguments.images, top, arguments.json)
+    return predict_command(run, arguments.images, top, arguments.json)
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    run = _trained(arguments.run)
     from orchestrator.run.inference.export import export_run
 
     _silence()
-    done = export_run(run_here(arguments.run), arguments.format, arguments.out, replace=arguments.force)
+    done = export_run(run, arguments.format, arguments.out, replace=arguments.force)
     note = (
         "" if done.difference is None else f" (scores differ from the run's network by at most {done.difference:.1g})"
     )
     print(f"Written: {done.path}{note}")
     return EXIT_DONE
+
+
+def _trained(named: str) -> Path:
+    """The folder of the run whose network is used; who looks on is told what the next seconds are for."""
+    from orchestrator.run.folder import existing_network
+
+    run = run_here(named)
+    existing_network(run)
+    if sys.stderr.isatty():
+        print(f"Reading the network of {run} ...", file=sys.stderr, flush=True)
+    return run
 
 
 def _silence() -> None:

@@ -39,6 +39,9 @@ def test_the_site_builds_with_every_link_in_it(tmp_path: Path) -> None:
     made = {page.name for page in (tmp_path / "site").glob("*.html")}
     assert {page.with_suffix(".html").name for page in DOCS.glob("*.md")} <= made
     assert "train.global_batch_size" in (tmp_path / "site/job-reference.html").read_text()
+    first = (tmp_path / "site/index.html").read_text()
+    assert "make quickstart" in first and '<a href="job-reference.html">' in first, "the README, and the list of pages"
+    assert not list((tmp_path / "site").rglob("*.py"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -50,6 +53,8 @@ def test_a_broken_link_breaks_the_site(link: str, tmp_path: Path) -> None:
     for page in DOCS.glob("*.md"):
         (tmp_path / "docs" / page.name).write_text(page.read_text() + (link if page.name == "index.md" else ""))
     (tmp_path / "docs/images").symlink_to(DOCS / "images")
+    (tmp_path / "docs/first_page.py").symlink_to(DOCS / "first_page.py")
+    (tmp_path / "README.md").symlink_to(ROOT / "README.md")
     (tmp_path / "mkdocs.yml").write_text((ROOT / "mkdocs.yml").read_text())
     with pytest.raises(Abort):
         build(tmp_path / "mkdocs.yml", tmp_path / "site")

@@ -96,6 +96,10 @@ class Draft:
         path = tuple(key.split("."))
         return f"{_SET}: {key}" if self._from_set(path) else f"{self.place}:{self._line(path)}: {key}"
 
+    def is_set(self, key: str) -> bool:
+        """Whether `--set` gave the value of a key, or of a section around it."""
+        return self._from_set(tuple(key.split(".")))
+
     def _own_option(self, path: Path) -> bool:
         """Whether a path may be an option of the user's own class: it knows them, not the schema."""
         section = self.raw.get(path[0])

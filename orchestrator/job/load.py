@@ -121,6 +121,7 @@ def resolve_runs(job_path: str | os.PathLike[str], job: Job) -> str:
 
 def _resolve(name: str, job: Job, tell: Callable[[str], None], draft: Draft) -> Job:
     base = paths.base_folder(name)
+    _refuse_places_of_the_shell(job, base, draft)
     update: dict[str, Any] = _resolved_places(name, job, tell)
     places: dict[str, Any] = {
         key: paths.absolute_location(place, base)
@@ -138,6 +139,20 @@ def _resolve(name: str, job: Job, tell: Callable[[str], None], draft: Draft) -> 
     if isinstance(job.model, FileModel):
         update["model"] = _found_code("model", name, job.model, draft)
     return job.model_copy(update=update)
+
+
+def _refuse_places_of_the_shell(job: Job, base: FilePath, draft: Draft) -> None:
+    """Raise JobError for relative paths given by `--set` that are right in the folder that the user is in alone."""
+    given: dict[str, Any] = {f"data.{key}": getattr(job.data, key) for key in ("train", "val", "test")}
+    if isinstance(job.model, BackboneModel):
+        given["model.pretrained"] = job.model.pretrained
+    errors = [
+        draft.fault(key, fault)
+        for key, place in given.items()
+        if isinstance(place, str) and draft.is_set(key) and (fault := paths.elsewhere_fault(place, base))
+    ]
+    if errors:
+        raise errors[-1]  # each names those before it too
 
 
 def _found_code(key: str, name: str, section: _Own, draft: Draft) -> _Own:

@@ -163,6 +163,16 @@ def absolute(text: str, base: Path) -> str:
     return os.path.abspath(base / os.path.expanduser(text))
 
 
+def elsewhere_fault(text: str, base: Path) -> str | None:
+    """What is wrong with a relative path that leads nowhere from `base` but does from the folder that we are in."""
+    if text == DIGITS or is_remote(text) or os.path.exists(absolute(text, base)):
+        return None
+    meant = absolute(text, Path.cwd())
+    if not os.path.exists(meant):
+        return None
+    return f"must begin at {base}, as relative paths of this job do, got {text!r}; did you mean {meant}?"
+
+
 def absolute_location(text: str, base: Path) -> str:
     """The place of a data set as an absolute path; `digits` and URLs of stores as they are."""
     if is_remote(text):

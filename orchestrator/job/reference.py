@@ -20,8 +20,9 @@ _INTRO = """\
 # Job reference
 
 Every key of a job file, made from the schema by `python -m orchestrator.job.reference`. A key of a section is written
-`train.lr`, in the file and with `--set train.lr=1e-3` alike. Unknown keys are errors. What the words mean and how they
-go together stands in the pages about [data](data.md), the [pipeline](pipeline.md), [search](search.md) and
+`train.lr`, in the file and with `--set train.lr=1e-3` alike. Unknown keys are errors. Relative paths, of `--set`
+too, begin at the job file's nearest parent with pyproject.toml or .git, else beside it. What the words mean and how
+they go together stands in the pages about [data](data.md), the [pipeline](pipeline.md), [search](search.md) and
 [transfer](transfer.md)."""
 _KINDS = {
     "train": "A network of our own.",

@@ -163,7 +163,8 @@ def eval_command(
     probes = probe(run, location) if with_probes else None
     more = {name: value for name, value in (("early_exit", exits), ("probe", probes)) if value is not None}
     result = evaluate_run(run, location) | more
-    print(f"{run.name} at step {result['step']}: {counted(result['samples'], 'image')} of {result['data']}")
+    part = "held out of" if result["held_out"] else "of"
+    print(f"{run.name} at step {result['step']}: {counted(result['samples'], 'image')} {part} {result['data']}")
     if result["unfinished"]:
         print(result["unfinished"])
     for index, top1 in enumerate(result["layer_top1"]):

@@ -208,6 +208,16 @@ def existing_run(path: Path) -> RunFolder:
     raise CheckpointError(f"{path}: there is no such folder; {_runs_there(path)}")
 
 
+def existing_network(path: Path) -> RunFolder:
+    """`existing_run`, of a run that trained one network. Raises CheckpointError for a search, naming its best trial."""
+    folder = existing_run(path)
+    if not (path / "search.json").is_file():
+        return folder
+    best = ((read_json(folder.summary) or {}).get("best") or {}).get("name")
+    trial = f"its best: {path / 'trials' / best}" if best else f"they lie in {path / 'trials'}"
+    raise CheckpointError(f"{path}: is a search, not one network; give one of its trials, {trial}")
+
+
 def _runs_there(missing: Path) -> str:
     """What there is in the place of a run that is not."""
     place = missing.parent

@@ -51,6 +51,9 @@ def _local_index(place: str) -> str | None:
         return None
 
 
+_LENGTHS = ("train.epochs:", "train.steps:", "train.samples:")
+
+
 def refuse_changes(folder: RunFolder, job: dict[str, Any]) -> None:
     """Raise JobError, field by field, when the run in this folder was started with another job."""
     if not folder.job.exists():
@@ -58,10 +61,15 @@ def refuse_changes(folder: RunFolder, job: dict[str, Any]) -> None:
     saved = yaml.safe_load(folder.job.read_text(encoding="utf-8"))
     changed = differences(saved, job)
     if changed:
+        remedy = "Give the job another name, undo the change, or start afresh with --resume never."
+        if any(line.startswith(_LENGTHS) for line in changed):
+            remedy += (
+                f"\nTo train longer, start from its weights: --set train.init_from={folder.path.name} --set name=OTHER."
+            )
         raise JobError(
             f"{folder.path.name}: the job differs from the one that this run was started with:\n  "
             + "\n  ".join(changed)
-            + "\nGive the job another name, undo the change, or start afresh with --resume never."
+            + f"\n{remedy}"
         )
 
 

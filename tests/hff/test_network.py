@@ -15,6 +15,7 @@ from hff import (
     GreedyNetwork,
     HeadOptions,
     LocalityError,
+    LocalUpdate,
     MlpOptions,
     ResnetOptions,
     VggOptions,
@@ -325,3 +326,8 @@ def test_fused_updates_are_those_of_torchs_plain_loop_whatever_the_memory_layout
             optimizer.zero_grad()
     for (key, mine), theirs in zip(layer.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_what_a_step_gives_back_is_shown_on_a_line_without_its_output() -> None:
+    shown = repr(LocalUpdate(torch.zeros(50, 1000), torch.tensor(2.5), torch.tensor(7)))
+    assert shown == "LocalUpdate(loss_sum=tensor(2.5000), correct=tensor(7))"

@@ -347,3 +347,25 @@ def test_ctrl_c_ends_a_command_with_a_line(capsys: pytest.CaptureFixture[str], m
     assert main(["check", str(ROOT / "jobs" / "quickstart.yaml")]) == 75
     said = "interrupted; the same command starts again, or goes on from what was saved\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "words", [["eval", "RUN"], ["predict", "RUN", "a.png"], ["export", "RUN", "--format", "safetensors"],
+              ["runs", "compare", "RUN", "RUN"]], ids=lambda words: words[0],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("summary", "says"),
+    [('{"best": {"name": "s-003"}}', "its best: RUN/trials/s-003"), (None, "they lie in RUN/trials")],
+)
+def test_a_search_in_place_of_a_network_is_refused_with_the_run_that_is_meant(
+    words: list[str], summary: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "s"
+    run.mkdir()
+    (run / "job.yaml").write_text("kind: search\n")
+    (run / "search.json").write_text("{}")
+    if summary is not None:
+        (run / "summary.json").write_text(summary)
+    assert main([str(run) if word == "RUN" else word for word in words]) == 4
+    said = f"RUN: is a search, not one network; give one of its trials, {says}\n"
+    assert capsys.readouterr().err == said.replace("RUN", str(run))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import JobError
 from orchestrator.job.load import job_yaml, load_job, resolve_runs
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,25 @@ def test_the_working_directory_decides_nothing(tmp_path: Path, text: str, monkey
     elsewhere = load_job(path)
     monkeypatch.chdir(tmp_path / "a")
     assert load_job("x.yaml") == elsewhere
+
+
+def test_a_path_of_set_that_is_right_in_the_folder_of_the_shell_alone_is_refused_with_the_one_that_is_meant(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "project", text)
+    here = tmp_path / "here"
+    (here / "mine").mkdir(parents=True)
+    (here / "kept").mkdir()
+    (tmp_path / "project/kept").mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(JobError) as refused:
+        load_job(path, ["data.train=mine", "data.val=./mine", "data.test=kept"])
+    assert str(refused.value).splitlines() == [
+        f"--set: data.{key}: must begin at {tmp_path}/project, as relative paths of this job do, got {given!r}; "
+        f"did you mean {here}/mine?"
+        for key, given in (("train", "mine"), ("val", "./mine"))
+    ]
+    assert load_job(path, ["data.train=nowhere", f"data.val={here}/mine"]).data.train == f"{tmp_path}/project/nowhere"
 
 
 def test_absolute_paths_home_and_file_urls_stay_where_they_are(tmp_path: Path, text: str) -> None:

@@ -45,3 +45,6 @@ def test_the_way_to_own_code_works_as_it_is_told(
     rows = re.findall(r"^val top-1 +([\d.]+) % +([\d.]+) % +([\d.]+) %", compared, re.MULTILINE)
     assert len(rows) == 1
     assert all(float(top1) > least for top1 in rows[0])
+    run = re.search(r"^name: (\S+)", job, re.MULTILINE)
+    assert run is not None
+    assert main(["export", f"runs/{run[1]}", "--format", "torch-export"]) == 0

@@ -81,6 +81,19 @@ def test_it_trains_and_its_run_can_be_moved_evaluated_asked_and_exported(
     assert in_process("eval", moved).returncode == EXIT_JOB
 
 
+def test_code_that_torch_cannot_trace_is_refused_in_a_line_with_the_format_that_takes_it(
+    own_job: Callable[..., Path], in_process: Command, tmp_path: Path
+) -> None:
+    counts = "return self.linear(feature_BD if len(feature_BD) > 25 else feature_BD + 0.0)"
+    path = own_job(GOOD.replace("return self.linear(feature_BD)", counts))
+    assert in_process("run", path, "--set", "train.epochs=1").returncode == EXIT_DONE
+    done = in_process("export", tmp_path / "runs" / "own", "--format", "torch-export")
+    assert done.returncode == EXIT_JOB
+    assert done.stderr.startswith("--format torch-export: torch cannot trace the code of this network for any number")
+    assert done.stderr.endswith("take --format safetensors, which keeps it as it is\n")
+    assert not list((tmp_path / "runs" / "own").glob("*network*"))
+
+
 def test_another_code_is_another_job_and_another_place_is_not(own_job: Callable[..., Path], tmp_path: Path) -> None:
     path = own_job()
     before = job_sha256(load_job(path))

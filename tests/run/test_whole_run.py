@@ -203,12 +203,16 @@ def test_running_it_again_says_that_it_is_finished_and_rewrites_the_summary(
     changed = in_process("run", finished["job"], *finished["flags"], "--set", "train.lr=0.5")
     assert changed.returncode == 2
     assert "train.lr: was 0.005, is 0.5" in changed.stderr
+    assert "To train longer" not in changed.stderr
+    longer = in_process("run", finished["job"], *finished["flags"], "--set", "train.epochs=9")
+    assert "start from its weights: --set train.init_from=tiny --set name=OTHER" in longer.stderr
 
 
 def test_eval_gives_the_accuracy_of_the_summary(finished: dict[str, Any], in_process: Command) -> None:
     out = finished["folder"] / "eval.json"
     result = in_process("eval", finished["run"], "--json", out)
     assert result.returncode == 0, result.stderr
+    assert " images held out of " in result.stdout
     found = json.loads(out.read_text())
     assert found["top1"] == pytest.approx(finished["summary"]["val_top1"])
     assert found["layer_top1"] == pytest.approx([x["val_top1"] for x in finished["summary"]["layers"]])

@@ -45,6 +45,7 @@ def evaluate_run(run: Path, location: str | None) -> dict[str, Any]:
         "unfinished": trained.unfinished,
         "data": part.index.place,
         "samples": result.samples,
+        "held_out": location is None and len(part.subset) < part.index.num_samples,
         "top1": result.top1,
         "top5": result.top5,
         "layer_top1": list(result.layer_top1.values()),

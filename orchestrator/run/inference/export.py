@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from orchestrator.errors import CheckpointError, JobError, OrchestratorError
+from orchestrator.errors import CheckpointError, JobError, OrchestratorError, first_line
 from orchestrator.job.own_code import is_own
 from orchestrator.run import checkpoint, network
 from orchestrator.run.inference.classifier import Classifier
@@ -64,7 +64,7 @@ def export_run(run: Path, form: str, out: Path | None = None, *, replace: bool =
         raise JobError(f"{path}: is there already; give --force to replace it, or --out FILE for another place")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{Path(chosen.name).suffix}")
     try:
-        chosen.write(trained, temporary)
+        _write(trained, form, temporary)
         difference = None if chosen.read is None else _compare(trained, chosen.read(temporary))
         _settle(temporary, path)
     except OSError as error:
@@ -72,6 +72,20 @@ def export_run(run: Path, form: str, out: Path | None = None, *, replace: bool =
     finally:
         temporary.unlink(missing_ok=True)
     return Exported(path, difference)
+
+
+def _write(trained: TrainedRun, form: str, path: Path) -> None:
+    """Write the file. Raises JobError where torch cannot trace the code of a user's network."""
+    own = is_own(trained.description["model"]) or is_own(trained.description["objective"])
+    try:
+        FORMATS[form].write(trained, path)
+    except Exception as error:  # torch raises whatever that code makes it stumble over
+        if not own or isinstance(error, (OSError, OrchestratorError)):
+            raise
+        raise JobError(
+            f"--format {form}: torch cannot trace the code of this network for any number of images: "
+            f"{first_line(error)}; change the code, or take --format safetensors, which keeps it as it is"
+        ) from error
 
 
 def load_safetensors(path: Path, *, run_its_code: bool = False) -> tuple[Classifier, dict[str, Any]]:

@@ -77,6 +77,8 @@ def _read(images: list[Path], data: dict[str, Any]) -> torch.Tensor:
     for path in images:
         try:
             arrays.append(pixels(path.read_bytes(), data))
+        except IsADirectoryError:
+            bad.append(f"{path}: is a folder; give the image files in it: {path}/*")
         except OSError as error:
             bad.append(f"{path}: cannot be read: {error.strerror or error}")
         except BadImage as error:

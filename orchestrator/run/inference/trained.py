@@ -13,7 +13,7 @@ from orchestrator.job.load import load_job
 from orchestrator.job.resolved import job_to_dict
 from orchestrator.run import checkpoint, network
 from orchestrator.run.datasets import open_classes
-from orchestrator.run.folder import RunFolder, existing_run, read_json
+from orchestrator.run.folder import RunFolder, existing_network, read_json
 from orchestrator.run.inference.classifier import Classifier
 
 
@@ -44,7 +44,7 @@ class TrainedRun:
 
 def trained_run(run: Path) -> TrainedRun:
     """Read a run folder. Raises CheckpointError when it is none, or has no whole checkpoint."""
-    folder = existing_run(run)
+    folder = existing_network(run)
     # A run's folder may be a copy of one that lies elsewhere.
     job = job_to_dict(load_job(folder.job)) | {"runs": str(folder.path.resolve().parent)}
     newest, _ = checkpoint.newest_valid(folder)

@@ -14,7 +14,7 @@ from orchestrator.errors import EXIT_DONE, JobError
 from orchestrator.job.load import load_job
 from orchestrator.job.resolved import flatten, job_to_dict
 from orchestrator.job.show import show
-from orchestrator.run.folder import existing_run
+from orchestrator.run.folder import existing_network
 from orchestrator.show.listings.runs import last_known, run_state
 from orchestrator.show.terminal import amount, as_text, duration, percent
 
@@ -69,7 +69,7 @@ def labels(runs: Sequence[Path]) -> list[str]:
 
 
 def _read(run: Path, label: str) -> Compared:
-    folder = existing_run(run)
+    folder = existing_network(run)
     status, summary = run_state(folder)
     flat = flatten(job_to_dict(load_job(folder.job)))
     known = summary or last_known(folder)

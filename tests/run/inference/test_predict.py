@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,16 @@ def test_every_file_that_is_no_image_is_named_and_nothing_is_predicted(
     text, cut, gone = tmp_path / "a.jpg", tmp_path / "b.png", tmp_path / "c.jpg"
     text.write_text("<html>")
     cut.write_bytes(Path(good).read_bytes()[:60])
-    assert main(["predict", str(run), good, str(text), str(cut), str(gone)]) == 3
+    folder = tmp_path / "d"
+    folder.mkdir()
+    assert main(["predict", str(run), good, *map(str, (text, cut, gone, folder))]) == 3
     captured = capsys.readouterr()
     assert captured.out == ""
-    first, second, third = captured.err.splitlines()
+    first, second, third, fourth = captured.err.splitlines()
     assert first == f"{text}: must be a JPEG or PNG image, got: neither JPEG nor PNG by its first bytes"
     assert second.startswith(f"{cut}: must be a JPEG or PNG image, got: ")
     assert third == f"{gone}: cannot be read: No such file or directory"
+    assert fourth == f"{folder}: is a folder; give the image files in it: {folder}/*"
 
 
 @pytest.mark.parametrize("top", ["0", "x", "-1", "1.5"])
@@ -114,3 +118,15 @@ def test_no_more_than_a_batch_of_images_goes_through_the_network_at_once_and_all
     assert main(["predict", str(run), *written(tmp_path, images), "--json", "-", "--top", "1"]) == 0
     found = [p["top"][0]["label"] for p in json.loads(capsys.readouterr().out)]
     assert found == [CLASSES[k] for k in reference_scores(run, images).argmax(axis=1)]
+
+
+def test_who_looks_on_is_told_what_the_first_seconds_are_for_and_a_pipe_is_not(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["predict", str(run), *written(tmp_path, noise(1)), "--json", "-"]
+    for looks_on in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda looks_on=looks_on: looks_on)
+        assert main(command) == 0
+        captured = capsys.readouterr()
+        assert (captured.err.splitlines()[0] == f"Reading the network of {run} ...") is looks_on
+        assert json.loads(captured.out)[0]["image"] == command[2]
