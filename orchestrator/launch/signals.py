@@ -112,7 +112,7 @@ def interrupting() -> Iterator[None]:
 def held_back() -> Iterator[None]:
     """A signal counts at the end of the block, the second one leaves at once.
 
-    For imports of seconds: an interruption within one may be swallowed, or leave half a library behind.
+    For seconds that must not be cut short: an import may swallow an interruption, or leave half a library behind.
     """
     noted: list[int] = []
 

@@ -105,12 +105,14 @@ class RaySession:
         for name, value in OWN_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         options = {**options, "include_dashboard": False, "num_cpus": self._local_cpus()}
-        try:
-            ray.init(address="local", **options)
-        except Exception:
-            # Its agents have 15 s to start, a number nobody can change (ray-project/ray#65983): on a machine that
-            # is busy with something else the second try, with everything in the page cache, mostly succeeds.
-            ray.init(address="local", **options)
+        # Interrupted half-way it leaves agents behind, which look for their node for up to a minute.
+        with held_back():
+            try:
+                ray.init(address="local", **options)
+            except Exception:
+                # Its agents have 15 s to start, a number nobody can change (ray-project/ray#65983): on a machine that
+                # is busy with something else the second try, with everything in the page cache, mostly succeeds.
+                ray.init(address="local", **options)
 
     def _remedy(self, error: Exception) -> str:
         if not self.own or "timed out" not in str(error):
