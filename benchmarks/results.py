@@ -4,7 +4,7 @@ python -m benchmarks.results                    # make the page from benchmarks/
 python -m benchmarks.results RUN... --note TEXT # add finished runs first
 
 A run belongs to the job file in jobs/ that its name begins with (NAME, NAME-seed-S, NAME-lr-4e-3). Where nothing but
-the seed differs from what that file says it is a result, else something that was tried on the way to it.
+seed and epochs differ from what that file says it is a result, else something that was tried on the way to it.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def add(run: Path, note: str) -> None:
 
 
 def changes(found: dict[str, Any]) -> list[str]:
-    """What decides a run's result and is not as its job file says, but for the seed."""
+    """What decides a run's result and is not as its job file says, but for seed and epochs, which the table shows."""
     from orchestrator.job.load import job_to_dict
 
     if "job" not in found:  # added before jobs were kept, as shipped
         return []
     given, shipped = flatten(found["job"]), flatten(decisive(job_to_dict(job_of(found["summary"]["name"]))))
-    keys = sorted((given.keys() | shipped.keys()) - {"train.seed"})
+    keys = sorted((given.keys() | shipped.keys()) - {"train.seed", "train.epochs"})
     return [f"{key}: {given.get(key)}" for key in keys if given.get(key) != shipped.get(key)]
 
 
