@@ -118,6 +118,7 @@ def row(name: str, found: list[dict[str, Any]]) -> tuple[str, ...]:
     from orchestrator.job.network import locality
 
     job, first, m = job_of(name), found[0]["summary"], found[0]["machine"]
+    assert len({f["summary"]["epochs"] for f in found}) == 1, f"{name}: runs of different lengths have no mean"
     test, held_out = accuracies(job, found)
     return (
         f"`jobs/{name}.yaml`",
